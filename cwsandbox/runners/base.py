@@ -1,0 +1,332 @@
+"""The contract between the gateway and whatever sandboxes run on.
+
+The gateway's state machine (`cwsandbox.gateway.service`) talks to these protocols only. A runner makes *boxes*, one per
+sandbox; a box runs commands and moves files. Every runner passes the suite in `tests/runners/contract.py`.
+
+Words: a *box* is the runner's side of one sandbox, a *command* one exec in it, *main* the sandbox's own command. Streams are
+byte streams in anyio's sense: `receive` raises `anyio.EndOfStream` at the end, `send` returns when the bytes are taken.
+"""
+
+from __future__ import annotations
+
+import enum
+from collections.abc import Mapping, Sequence
+from types import TracebackType
+from typing import Protocol, Self
+
+from attrs import field, frozen
+
+
+class IsolationLevel(enum.StrEnum):
+    """How strongly a box is separated from its host."""
+
+    NAMESPACES = "namespaces"
+    """All Linux namespaces, an own root file system, no capabilities, seccomp: like a rootless container."""
+    PROCESS = "process"
+    """Own folders, clean environment, rlimits and seccomp only: the surrounding container is the boundary."""
+
+
+@frozen
+class Capabilities:
+    """What a runner can do, and how much of it there is."""
+
+    isolation: IsolationLevel
+    cpu_millicores: int
+    memory_bytes: int
+    architecture: str
+    enforced_limits: frozenset[str] = frozenset()
+    """Of "memory", "cpu", "processes", "disk": those that the kernel enforces for a whole box."""
+    egress_modes: tuple[str, ...] = ("isolated",)
+
+
+@frozen
+class FileMount:
+    """A read-only file that is in place before the main command starts."""
+
+    path: str
+    content: bytes = field(repr=False)
+
+
+@frozen
+class Limits:
+    """Upper bounds for a whole box; None means the runner's default."""
+
+    memory_bytes: int | None = None
+    cpu_millicores: int | None = None
+    processes: int | None = None
+
+
+@frozen
+class BoxSpec:
+    """What a box is made from."""
+
+    sandbox_id: str
+    argv: tuple[str, ...]
+    image: str = ""
+    env: Mapping[str, str] = field(factory=dict, repr=False)
+    files: tuple[FileMount, ...] = ()
+    limits: Limits = Limits()
+
+
+@frozen
+class TerminalSize:
+    """A terminal's size in characters (RFC 4254, section 6.2)."""
+
+    columns: int = 80
+    rows: int = 24
+
+
+@frozen
+class ExecSpec:
+    """One command to run in a box.
+
+    Attributes:
+        exec_id: Unique in the box; what a restarted gateway finds the command by.
+        argv: Program and arguments; the program is looked up in PATH inside the box.
+        cwd: Absolute directory inside the box; None is the box's own (`/root`, or the level's home).
+        env: Added to the box's environment.
+        stdin: False gives the command an empty stdin.
+        terminal: Set gives the command a controlling terminal; stderr then comes with stdout.
+    """
+
+    exec_id: str
+    argv: tuple[str, ...]
+    cwd: str | None = None
+    env: Mapping[str, str] = field(factory=dict, repr=False)
+    stdin: bool = False
+    terminal: TerminalSize | None = None
+
+
+@frozen
+class ExitStatus:
+    """How a command's first process ended: an exit code, or the signal that killed it. Exactly one is set."""
+
+    code: int | None = None
+    signal: int | None = None
+
+    @property
+    def returncode(self) -> int:
+        """The status as a shell gives it: 128 + N for signal N (POSIX.1-2024, sh, 2.8.2)."""
+        if self.signal is not None:
+            return 128 + self.signal
+        assert self.code is not None
+        return self.code
+
+
+class RunnerError(Exception):
+    """The runner could not do what it was asked; the message is fit for the user."""
+
+
+class IsolationUnavailableError(RunnerError):
+    """This machine cannot give the isolation asked for; the message names the remedies."""
+
+
+class ImageNotFoundError(RunnerError):
+    """No such image, or one this runner cannot use."""
+
+
+class BoxGoneError(RunnerError):
+    """The box ended, or its agent did."""
+
+
+class CommandNotStartedError(RunnerError):
+    """The command could not be started; `status` is what a shell would exit with: 127 not found, 126 not executable.
+
+    A cwd that does not exist is status 2, as dash has it for a failed `cd`.
+    """
+
+    def __init__(self, message: str, status: int) -> None:
+        super().__init__(message)
+        self.status = status
+
+
+class ByteSource(Protocol):
+    """Bytes that come out of a box."""
+
+    async def receive(self, max_bytes: int = 65536) -> bytes:
+        """Wait for some bytes, at most `max_bytes`.
+
+        Raises:
+            anyio.EndOfStream: There will be no more.
+
+        Cancelling loses nothing.
+        """
+        ...
+
+    async def aclose(self) -> None:
+        """Let go of the stream. Never blocks for long."""
+        ...
+
+
+class ByteSink(Protocol):
+    """Bytes that go into a box."""
+
+    async def send(self, data: bytes) -> None:
+        """Write all of `data`.
+
+        Raises:
+            anyio.BrokenResourceError: Nobody reads any more (EPIPE).
+
+        Cancelling may leave a part written; `sent_bytes` says how much was.
+        """
+        ...
+
+    @property
+    def sent_bytes(self) -> int:
+        """Bytes taken so far."""
+        ...
+
+    async def aclose(self) -> None:
+        """End of input."""
+        ...
+
+
+class Command(Protocol):
+    """A running command. Streams and exit are independent: `wait` does not need the output to be read."""
+
+    @property
+    def exec_id(self) -> str: ...
+    @property
+    def pid(self) -> int:
+        """The process id inside the box."""
+        ...
+
+    @property
+    def stdin(self) -> ByteSink | None: ...
+    @property
+    def stdout(self) -> ByteSource:
+        """Ends when all writers closed it, or when the first process exited and what it had written was read: a daemon
+        that keeps the descriptor does not hold the stream open (its later output is discarded)."""
+        ...
+
+    @property
+    def stderr(self) -> ByteSource | None: ...
+
+    async def wait(self) -> ExitStatus:
+        """Wait for the first process to end. Cancelling stops waiting only.
+
+        Raises:
+            BoxGoneError: The box ended before an exit was seen.
+        """
+        ...
+
+    async def signal(self, signum: int) -> None:
+        """Send a signal to the command's first process; nothing happens once it has ended."""
+        ...
+
+    async def kill(self) -> None:
+        """Kill the command and everything it started, daemonised children included; returns when they are gone."""
+        ...
+
+    async def resize(self, size: TerminalSize) -> None: ...
+
+    async def aclose(self) -> None:
+        """Forget the command: descriptors are closed here and in the agent. A running command is not killed."""
+        ...
+
+
+class ReadableFile(ByteSource, Protocol):
+    """A regular file opened inside a box."""
+
+    @property
+    def size(self) -> int:
+        """Bytes at the time of opening."""
+        ...
+
+
+class WritableFile(Protocol):
+    """A file being written; invisible until `commit`."""
+
+    async def send(self, data: bytes) -> None: ...
+
+    async def commit(self) -> None:
+        """Put the file in place, atomically (rename in the same directory); the mode of a replaced file is kept."""
+        ...
+
+    async def aclose(self) -> None:
+        """Drop what was written unless it was committed."""
+        ...
+
+
+class Box(Protocol):
+    """One sandbox on a runner."""
+
+    @property
+    def sandbox_id(self) -> str: ...
+    @property
+    def isolation(self) -> IsolationLevel: ...
+    @property
+    def main(self) -> Command:
+        """The sandbox's main command."""
+        ...
+
+    async def exec(self, spec: ExecSpec) -> Command:
+        """Start a command.
+
+        Raises:
+            CommandNotStartedError: No such program, not executable, no such cwd.
+            BoxGoneError: The box ended.
+            RunnerError: The box is out of processes or descriptors.
+
+        If cancelled, no command is left running.
+        """
+        ...
+
+    def commands(self) -> Sequence[Command]:
+        """Commands that run or were not forgotten yet, main excluded; after a restart those that survived."""
+        ...
+
+    async def open_file(self, path: str) -> ReadableFile:
+        """Open a regular file. Relative paths start at the box's home.
+
+        Raises:
+            OSError: FileNotFoundError, IsADirectoryError, PermissionError, or what the box's kernel said.
+            BoxGoneError: The box ended.
+        """
+        ...
+
+    async def create_file(self, path: str, *, size: int | None = None) -> WritableFile:
+        """Open a file for writing; missing parents are made. Raises as `open_file` (ENOSPC, ENOTDIR, ...)."""
+        ...
+
+    async def stop(self, grace_seconds: float) -> None:
+        """TERM to the main command, wait up to `grace_seconds` for it, KILL everything, remove the box's layer.
+
+        Idempotent. If cancelled, the kill has happened or happens in the background.
+        """
+        ...
+
+    async def wait_gone(self) -> None:
+        """Wait until nothing of the box is left. Cancelling stops waiting only."""
+        ...
+
+
+class Runner(Protocol):
+    """Makes boxes. An async context manager: leaving it releases the runner but not its boxes (see `recover`)."""
+
+    @property
+    def runner_id(self) -> str: ...
+
+    def capabilities(self) -> Capabilities: ...
+
+    async def create(self, spec: BoxSpec) -> Box:
+        """Make a box and start its main command.
+
+        Raises:
+            IsolationUnavailableError: The machine cannot isolate as required.
+            ImageNotFoundError: The image is not to be had here.
+            CommandNotStartedError: The main command could not be started.
+            RunnerError: Anything else.
+
+        If cancelled, no box is left.
+        """
+        ...
+
+    async def recover(self) -> Sequence[Box]:
+        """Boxes that an earlier run of this gateway left and that still live; what is left of dead ones is removed."""
+        ...
+
+    async def __aenter__(self) -> Self: ...
+    async def __aexit__(
+        self, exc_type: type[BaseException] | None, exc: BaseException | None, tb: TracebackType | None
+    ) -> bool | None: ...
