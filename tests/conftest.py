@@ -1,8 +1,13 @@
-"""What all tests share: the event loops they run on."""
+"""What all tests share: the event loops they run on, and the markers."""
 
 from __future__ import annotations
 
 import pytest
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    config.addinivalue_line("markers", "row(*ids): the rows of the behaviour checklist that the test holds.")
+    config.addinivalue_line("markers", "slow: takes more than about five seconds; left out by `-m 'not slow'`.")
 
 
 @pytest.fixture(params=["asyncio", "trio"])
