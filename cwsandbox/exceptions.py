@@ -21,8 +21,8 @@
         AsyncFunctionError
         FunctionSerializationError
 
-A command that fails is a result, a sandbox that fails is an exception. Wrong arguments raise the built-in `TypeError` and
-`ValueError`. `OperationRef.result(timeout=...)` that expires raises the built-in `TimeoutError`.
+A command that fails is a result, a sandbox that fails is an exception. Wrong arguments raise the built-in `TypeError`
+and `ValueError`. `OperationRef.result(timeout=...)` that expires raises the built-in `TimeoutError`.
 """
 
 from __future__ import annotations

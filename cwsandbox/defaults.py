@@ -1,0 +1,130 @@
+"""`SandboxDefaults`: what several sandboxes have in common."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from cwsandbox.options import NetworkOptions, ResourceOptions, Secret, network_options
+
+__all__ = ["DEFAULT_BASE_URL", "SandboxDefaults"]
+
+# Made at run time, so that it is another object than an equal literal in a caller's program: identity tells a URL that
+# nobody chose from the same URL chosen on purpose.
+DEFAULT_BASE_URL = b"https://api.cwsandbox.com".decode()
+
+# PID 1 of a container ignores signals it has no handler for; the trap makes a stop take effect at once.
+_KEEP_ALIVE = 'trap "exit 0" TERM INT; sleep infinity & wait'
+
+
+@dataclass(frozen=True)
+class SandboxDefaults:
+    """Values for sandboxes that do not say otherwise.
+
+    For one sandbox an explicit scalar, network or resources replaces the default; tags are appended; environment
+    variables and annotations are merged, the explicit value winning per key; secrets are appended; ids are replaced (an explicit
+    empty list clears them).
+
+    Attributes:
+        container_image: Image to run; the local runner takes Python images as the host's own Python.
+        command: Main command; together with `args` a keep-alive that ends at once when the sandbox is stopped.
+        args: Arguments that belong to `command`.
+        base_url: The gateway; the built-in value means that nobody chose one.
+        request_timeout_seconds: Limit for one request, for waiting, and for a command without its own limit.
+        max_lifetime_seconds: When the server ends the sandbox; None leaves it to the server.
+        temp_dir: Where remote functions keep their files in the sandbox.
+        tags: Labels to find sandboxes by.
+        profile_ids: Profiles a sandbox may run with; None means any.
+        runner_ids: Runners a sandbox may run on; None means any.
+        resources: CPU, memory and GPU.
+        network: Ingress and egress.
+        secrets: Values from secret stores for the environment.
+        environment_variables: Environment of every command; not for secrets.
+        annotations: Metadata for the runner; not for secrets.
+    """
+
+    container_image: str = "python:3.11"
+    command: str = "/bin/sh"
+    args: tuple[str, ...] = ("-c", _KEEP_ALIVE)
+    base_url: str = DEFAULT_BASE_URL
+    request_timeout_seconds: float = 300.0
+    max_lifetime_seconds: float | None = None
+    temp_dir: str = "/tmp"  # noqa: S108 - a path inside the sandbox
+    tags: tuple[str, ...] = ()
+    profile_ids: tuple[str, ...] | None = None
+    runner_ids: tuple[str, ...] | None = None
+    resources: ResourceOptions | dict[str, Any] | None = None
+    network: NetworkOptions | None = None
+    secrets: tuple[Secret, ...] | None = None
+    environment_variables: dict[str, str] = field(default_factory=dict, repr=False)
+    annotations: dict[str, str] = field(default_factory=dict)
+
+    @classmethod
+    def from_dict(cls, mapping: Mapping[str, Any] | None) -> SandboxDefaults:
+        """Defaults from a mapping, such as a parsed configuration file.
+
+        None gives the plain defaults; unknown keys are ignored; a None for a field that cannot be None is its default.
+
+        Raises:
+            TypeError: A str where a list of strings is wanted, or a network or secret of another type.
+        """
+        given = dict(mapping or {})
+        values: dict[str, Any] = {}
+        for item in dataclasses.fields(cls):
+            value = given.get(item.name)
+            if value is not None:
+                values[item.name] = _FROM_MAPPING.get(item.name, _same)(value)
+        return cls(**values)
+
+    def with_overrides(self, **overrides: Any) -> SandboxDefaults:
+        """A copy with some fields replaced.
+
+        Raises:
+            TypeError: An unknown field.
+        """
+        return dataclasses.replace(self, **overrides)
+
+    def merge_tags(self, additional: list[str] | tuple[str, ...] | None) -> list[str]:
+        """The default tags, then `additional`; duplicates are kept."""
+        return [*self.tags, *(additional or ())]
+
+    def merge_environment_variables(self, additional: Mapping[str, str] | None) -> dict[str, str]:
+        """The default environment with `additional` over it."""
+        return {**self.environment_variables, **(additional or {})}
+
+    def merge_annotations(self, additional: Mapping[str, str] | None) -> dict[str, str]:
+        """The default annotations with `additional` over them."""
+        return {**self.annotations, **(additional or {})}
+
+
+def _same(value: Any) -> Any:
+    return value
+
+
+def _strings(value: Any) -> tuple[str, ...]:
+    if isinstance(value, str):
+        raise TypeError(f"a list of strings is wanted, not the str {value!r}; write [{value!r}]")
+    return tuple(value)
+
+
+def _secrets(value: Any) -> tuple[Secret, ...]:
+    return tuple(Secret(**item) if isinstance(item, Mapping) else item for item in value)
+
+
+def _resources(value: Any) -> Any:
+    return dict(value) if isinstance(value, Mapping) else value
+
+
+_FROM_MAPPING: dict[str, Callable[[Any], Any]] = {
+    "args": _strings,
+    "tags": _strings,
+    "profile_ids": _strings,
+    "runner_ids": _strings,
+    "network": network_options,
+    "secrets": _secrets,
+    "resources": _resources,
+    "environment_variables": dict,
+    "annotations": dict,
+}
