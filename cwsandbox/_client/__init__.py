@@ -1,1 +1,1 @@
-"""Placeholder: replaced by the part."""
+"""The way to a gateway: find it, authenticate, call it over HTTP, stream over the exec channel, and name what went wrong."""

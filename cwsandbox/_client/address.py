@@ -1,0 +1,139 @@
+"""Where the gateway is: the address from the argument, the environment or the defaults."""
+
+from __future__ import annotations
+
+import enum
+import os
+from typing import TYPE_CHECKING
+from urllib.parse import SplitResult, unquote, urlsplit
+
+from attrs import frozen
+
+from cwsandbox.exceptions import CWSandboxError
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+BASE_URL_VARIABLE = "CWSANDBOX_BASE_URL"
+API_KEY_VARIABLE = "CWSANDBOX_API_KEY"
+_SUN_PATH_BYTES = 107  # What Linux takes in sockaddr_un.sun_path, without the final zero byte.
+_DEFAULT_PORTS = {"http": 80, "https": 443}
+
+
+class AddressKind(enum.StrEnum):
+    """How a gateway is reached."""
+
+    EMBEDDED = "embedded"
+    UNIX = "unix"
+    HTTP = "http"
+
+
+@frozen
+class Address:
+    """One gateway. Hashable: the key under which a scope keeps its connection.
+
+    Attributes:
+        kind: How it is reached.
+        url: The base URL for requests, without a trailing slash; for sockets a stand-in, `http://localhost`.
+        path: The socket's path; None for `http(s)` and for the embedded gateway (found on first use).
+    """
+
+    kind: AddressKind
+    url: str = "http://localhost"
+    path: str | None = None
+
+    def __str__(self) -> str:
+        match self.kind:
+            case AddressKind.EMBEDDED:
+                return "the embedded gateway"
+            case AddressKind.UNIX:
+                return f"unix://{self.path}"
+            case AddressKind.HTTP:
+                return self.url
+
+
+EMBEDDED = Address(AddressKind.EMBEDDED)
+
+
+def resolve_address(
+    base_url: str | None = None,
+    *,
+    defaults_url: str | None = None,
+    env: Mapping[str, str] | None = None,
+) -> Address:
+    """Decide which gateway to talk to. Does no I/O.
+
+    The first that is set counts: the argument, `CWSANDBOX_BASE_URL`, the defaults object; empty means unset. If none is set,
+    the embedded gateway is meant, unless `CWSANDBOX_API_KEY` says that the hosted service is.
+
+    Args:
+        base_url: `http(s)://host[:port]`, `unix:///path/to/socket`, or `local` for the embedded gateway.
+        defaults_url: The same, from the defaults object.
+        env: The environment; default `os.environ`.
+
+    Returns:
+        The address.
+
+    Raises:
+        ValueError: The URL has another scheme, no host, a bad port, a path, a query, or credentials in it.
+        CWSandboxError: The hosted service is meant, which this version does not reach.
+    """
+    env = os.environ if env is None else env
+    url = base_url or env.get(BASE_URL_VARIABLE) or defaults_url
+    if url:
+        return parse_address(url)
+    if env.get(API_KEY_VARIABLE):
+        raise CWSandboxError(
+            f"{API_KEY_VARIABLE} is set, which means the hosted service, and this version does not talk to it. Either name a "
+            f"gateway of your own with {BASE_URL_VARIABLE}=https://... (the key is sent to it), or unset {API_KEY_VARIABLE} "
+            f"or set {BASE_URL_VARIABLE}=local to run sandboxes on this machine."
+        )
+    return EMBEDDED
+
+
+def parse_address(url: str) -> Address:
+    """Read one URL.
+
+    Raises:
+        ValueError: As in `resolve_address`.
+    """
+    if url == "local":
+        return EMBEDDED
+    parts = urlsplit(url)
+    if parts.username is not None or parts.password is not None:
+        # The URL is not repeated in the message: it holds a secret.
+        raise ValueError(f"the base URL must not carry credentials; set {API_KEY_VARIABLE} instead")
+    if parts.query or parts.fragment:
+        raise ValueError(f"the base URL must not have a query or a fragment: {url!r}")
+    match parts.scheme:
+        case "unix":
+            return _unix_address(url, parts)
+        case "http" | "https":
+            return _http_address(url, parts)
+        case _:
+            raise ValueError(f"the base URL must be http://, https://, unix:///path or local, not {url!r}")
+
+
+def _unix_address(url: str, parts: SplitResult) -> Address:
+    path = unquote(parts.path)
+    if parts.netloc or not path.startswith("/") or path == "/" or "\0" in path:
+        raise ValueError(
+            f"a socket's URL is unix:// and an absolute path, as in unix:///run/cwsandbox.sock, not {url!r}"
+        )
+    if len(os.fsencode(path)) > _SUN_PATH_BYTES:
+        raise ValueError(f"a socket's path has at most {_SUN_PATH_BYTES} bytes: {path!r}")
+    return Address(AddressKind.UNIX, path=path)
+
+
+def _http_address(url: str, parts: SplitResult) -> Address:
+    if not parts.hostname:
+        raise ValueError(f"the base URL has no host: {url!r}")
+    if parts.path not in {"", "/"}:
+        raise ValueError(f"the base URL must not have a path: {url!r}")
+    try:
+        port = parts.port
+    except ValueError:
+        raise ValueError(f"the base URL has a bad port: {url!r}") from None
+    host = f"[{parts.hostname}]" if ":" in parts.hostname else parts.hostname
+    suffix = "" if port in {None, _DEFAULT_PORTS[parts.scheme]} else f":{port}"
+    return Address(AddressKind.HTTP, url=f"{parts.scheme}://{host}{suffix}")
