@@ -1,0 +1,55 @@
+"""One embedded gateway of our own for the whole run, and proof at the end that it left nothing behind."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import tempfile
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import pytest
+
+from cwsandbox import Sandbox
+from tests.support.leftovers import shut_down_and_look
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator, Iterator
+
+OUTSIDE_SETTINGS = ("CWSANDBOX_BASE_URL", "CWSANDBOX_API_KEY", "WANDB_API_KEY", "WANDB_ENTITY_NAME")
+
+
+@pytest.fixture(scope="session", autouse=True)
+def home_folder() -> Iterator[Path]:
+    """A short-named folder that holds the run's runtime and state folders; at the end nothing else may be left."""
+    base = Path(tempfile.mkdtemp(prefix="cws", dir="/tmp"))
+    with pytest.MonkeyPatch.context() as patch:
+        for name in OUTSIDE_SETTINGS:
+            patch.delenv(name, raising=False)
+        for name, folder in (("CWSANDBOX_RUNTIME_DIR", base / "run"), ("CWSANDBOX_STATE_DIR", base / "state")):
+            folder.mkdir(mode=0o700)
+            patch.setenv(name, str(folder))
+        yield base
+        left = shut_down_and_look(base)
+    shutil.rmtree(base)
+    assert left == [], "\n".join(left)
+
+
+@pytest.fixture
+def sb(home_folder: Path) -> Iterator[Sandbox]:
+    """A running sandbox of the sync face."""
+    with Sandbox.run() as sandbox:
+        yield sandbox
+
+
+@pytest.fixture
+async def asb(home_folder: Path) -> AsyncIterator[Sandbox]:
+    """A running sandbox in a scope on the test's own loop."""
+    async with Sandbox() as sandbox:
+        yield sandbox
+
+
+@pytest.fixture
+def is_root() -> bool:
+    """Whether the tests run as root; permission checks do not hold for root."""
+    return os.geteuid() == 0
