@@ -1,0 +1,188 @@
+"""Threads, loops, fork and exit (S128, S131, S132, behaviour 13)."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import subprocess
+import sys
+import threading
+import time
+from typing import TYPE_CHECKING
+
+import anyio
+import anyio.to_thread
+import pytest
+
+from cwsandbox import Sandbox, Session
+from tests.support.clients import run_client
+
+if TYPE_CHECKING:
+    from tests.support.gateway import ServedGateway
+
+
+@pytest.mark.row("S128")
+def test_s128_operations_return_at_once_with_a_slow_backend(gateway: ServedGateway) -> None:
+    gateway.making.close()
+    sandbox = Sandbox(base_url=gateway.url)
+    sandbox.start().result()
+    begin = time.monotonic()
+    refs = [sandbox.exec(["echo", "x"]), sandbox.read_file("/etc/hostname"), sandbox.write_file("/tmp/x", b"x")]
+    assert (time.monotonic() - begin) / len(refs) < 0.05
+    gateway.making.open()
+    for ref in refs:
+        ref.result()
+    gateway.ending.close()
+    begin = time.monotonic()
+    stopping = sandbox.stop()
+    assert time.monotonic() - begin < 0.05
+    gateway.ending.open()
+    stopping.result()
+
+
+@pytest.mark.row("S128")
+async def test_s128_operations_return_at_once_with_a_slow_backend_async(gateway: ServedGateway) -> None:
+    gateway.accepting.close()
+    sandbox = Sandbox(base_url=gateway.url)
+    begin = time.monotonic()
+    refs = [sandbox.exec(["echo", "x"]), sandbox.read_file("/etc/hostname"), sandbox.write_file("/tmp/x", b"x")]
+    assert (time.monotonic() - begin) / len(refs) < 0.05
+    gateway.accepting.open()
+    for ref in refs:
+        await ref
+    await sandbox.stop()
+
+
+@pytest.mark.row("S131")
+async def test_s131_sync_calls_work_on_a_thread_with_a_running_loop(home_folder: object) -> None:
+    sandbox = Sandbox.run()
+    sandbox.wait()
+    process = sandbox.exec(["python", "-c", "print(1+1)"])
+    assert list(process.stdout) == ["2\n"]
+    assert process.result().stdout == "2\n"
+    assert len(Sandbox.list().result()) >= 1
+    sandbox.stop().result()
+
+
+@pytest.mark.row("S131")
+async def test_s131_with_works_on_a_thread_with_a_running_loop(home_folder: object) -> None:
+    with Session() as session, session.sandbox() as sandbox:
+        assert sandbox.exec(["echo", "cell"]).result().stdout == "cell\n"
+
+
+@pytest.mark.row("S132")
+def test_s132_the_background_loop_is_a_daemon_thread(sb: Sandbox) -> None:
+    ours = [thread for thread in threading.enumerate() if thread.name.startswith("cwsandbox")]
+    assert ours
+    assert all(thread.daemon for thread in ours)
+
+
+LEAVE = """
+from cwsandbox import Sandbox
+sandbox = Sandbox.run()
+print(sandbox.exec(["echo", "hello"]).result().stdout, end="")
+sandbox.stop().result()
+"""
+
+
+@pytest.mark.row("S132")
+def test_s132_a_script_exits_promptly_and_quietly(home_folder: object) -> None:
+    begin = time.monotonic()
+    done = run_client(LEAVE)
+    assert (done.returncode, done.stdout, done.stderr) == (0, "hello\n", "")
+    assert time.monotonic() - begin < 10
+
+
+def test_importing_off_the_main_thread_works(home_folder: object) -> None:
+    code = "import threading; t = threading.Thread(target=__import__, args=('cwsandbox',)); t.start(); t.join()"
+    done = run_client(code)
+    assert (done.returncode, done.stderr) == (0, "")
+
+
+def test_import_loads_no_transport_and_no_loop() -> None:
+    code = (
+        "import sys, cwsandbox; print([m for m in ('httpx', 'httpx_ws', 'trio', 'uvicorn', 'starlette', 'click', 'rich',"
+        " 'wandb', 'websockets') if m in sys.modules])"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout == "[]\n"
+
+
+def test_a_session_is_closed_at_exit(home_folder: object) -> None:
+    done = run_client("from cwsandbox import Session\ns = Session()\nb = s.sandbox()\nb.wait()\nprint(b.sandbox_id)\n")
+    assert done.returncode == 0, done.stderr
+    assert Sandbox.from_id(done.stdout.strip()).result().status not in {"running", "pending", "creating"}
+
+
+FORK = """
+import os, sys
+from cwsandbox import Sandbox
+sandbox = Sandbox.run()
+sandbox.exec(["true"]).result()
+child = os.fork()
+if child == 0:
+    with Sandbox.run() as own:
+        print(own.exec(["echo", "from the child"]).result(timeout=20).stdout, end="", flush=True)
+    try:
+        sandbox.exec(["true"]).result(timeout=20)
+    except TimeoutError:
+        os._exit(3)
+    except Exception as error:
+        print("clear error:", type(error).__name__, flush=True)
+    os._exit(0)
+_, status = os.waitpid(child, 0)
+print("child", os.waitstatus_to_exitcode(status))
+print(sandbox.exec(["echo", "parent goes on"]).result().stdout, end="")
+sandbox.stop().result()
+"""
+
+
+def test_a_forked_child_works_and_the_parent_goes_on(home_folder: object) -> None:
+    done = run_client(FORK)
+    lines = done.stdout.splitlines()
+    assert "from the child" in lines, done.stdout + done.stderr
+    assert "child 0" in lines
+    assert lines[-1] == "parent goes on"
+
+
+def test_one_sandbox_serves_many_threads_and_loops(sb: Sandbox) -> None:
+    outcomes: list[str] = []
+
+    def blocking() -> None:
+        outcomes.append(sb.exec(["echo", "thread"]).result().stdout)
+
+    async def awaiting() -> None:
+        outcomes.append((await sb.exec(["echo", "loop"])).stdout)
+
+    threads = [threading.Thread(target=blocking) for _ in range(4)]
+    threads += [threading.Thread(target=lambda: asyncio.run(awaiting())) for _ in range(4)]
+    threads += [threading.Thread(target=lambda: anyio.run(awaiting, backend="trio")) for _ in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(30)
+    assert sorted(outcomes) == ["loop\n"] * 8 + ["thread\n"] * 4
+
+
+def test_a_scope_whose_loop_ended_says_so(home_folder: object) -> None:
+    async def leave_open() -> Sandbox:
+        session = Session()
+        await session.__aenter__()
+        sandbox = session.sandbox()
+        await sandbox
+        return sandbox
+
+    sandbox = asyncio.run(leave_open())
+    with pytest.raises(Exception, match=r"loop|closed|ended|scope") as caught:
+        sandbox.exec(["true"]).result(timeout=20)
+    assert not isinstance(caught.value, TimeoutError)
+    assert sandbox.sandbox_id is not None
+    Sandbox.delete(sandbox.sandbox_id, missing_ok=True).result()
+
+
+async def test_nothing_is_left_on_the_loop_after_leaving(home_folder: object) -> None:
+    before = len(os.listdir("/proc/self/fd"))
+    for _ in range(3):
+        async with Sandbox() as sandbox:
+            await sandbox.exec(["true"])
+    assert len(os.listdir("/proc/self/fd")) <= before + 1

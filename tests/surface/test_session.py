@@ -1,0 +1,306 @@
+"""Session: construction, tracking, close (S52, S99, S100, S108 to S116, S118 to S124, S133, S134; FIX-G)."""
+
+from __future__ import annotations
+
+import uuid
+
+import anyio
+import anyio.to_thread
+import pytest
+
+from cwsandbox import (
+    NetworkOptions,
+    Sandbox,
+    SandboxDefaults,
+    SandboxError,
+    SandboxStatus,
+    SandboxTerminatedError,
+    Session,
+)
+from tests.support.gateway import ServedGateway
+from tests.support.processes import assert_gone, new_marker
+
+TERMINAL = {SandboxStatus.COMPLETED, SandboxStatus.FAILED, SandboxStatus.TERMINATED}
+
+
+@pytest.fixture
+def tag() -> str:
+    return f"tag-{uuid.uuid4().hex}"
+
+
+@pytest.mark.row("S99")
+def test_s099_construction() -> None:
+    for session in (Session(), Session(SandboxDefaults()), Session({"tags": ["a"], "unknown key": 1}), Session(None)):
+        assert session.sandbox_count == 0
+        session.close().result()
+    with pytest.raises(TypeError):
+        Session("defaults")  # type: ignore[arg-type]
+    with pytest.raises(TypeError):
+        Session(5)  # type: ignore[arg-type]
+
+
+@pytest.mark.row("S99")
+async def test_s099_construction_async() -> None:
+    for defaults in (None, SandboxDefaults(), {"tags": ["a"]}):
+        async with Session(defaults) as session:
+            assert isinstance(session, Session)
+
+
+@pytest.mark.row("S99")
+def test_s099_sandbox_session_makes_one() -> None:
+    with Sandbox.session({"tags": ["a"]}) as session:
+        assert isinstance(session, Session)
+
+
+@pytest.mark.row("S100")
+def test_s100_sandbox_count() -> None:
+    session = Session()
+    assert session.sandbox_count == 0
+    session.sandbox()
+    session.sandbox()
+    assert session.sandbox_count == 2
+    assert "2" in repr(session)
+    session.close().result()
+    assert session.sandbox_count == 0
+
+
+@pytest.mark.row("S100", "FIX-G")
+def test_fix_g_a_stopped_sandbox_is_no_longer_tracked(home_folder: object) -> None:
+    with Session() as session:
+        unstarted, running, deleted = (session.sandbox() for _ in range(3))
+        unstarted.stop().result()
+        assert session.sandbox_count == 2
+        running.start().result()
+        running.stop().result()
+        assert session.sandbox_count == 1
+        deleted.start().result()
+        assert deleted.sandbox_id is not None
+        Sandbox.delete(deleted.sandbox_id).result()
+        deleted.stop(missing_ok=True).result()
+        assert session.sandbox_count == 0
+
+
+@pytest.mark.row("S108")
+def test_s108_close_returns_before_the_sandboxes_ended(gateway: ServedGateway) -> None:
+    session = Session({"base_url": gateway.url})
+    sandboxes = [session.sandbox() for _ in range(2)]
+    for sandbox in sandboxes:
+        sandbox.wait()
+    gateway.ending.close()
+    closing = session.close()
+    gateway.ending.wait_for_arrivals(2)
+    with pytest.raises(TimeoutError):
+        closing.result(timeout=0.05)
+    assert {sandbox.status for sandbox in sandboxes}.isdisjoint(TERMINAL)
+    gateway.ending.open()
+    closing.result()
+    assert {sandbox.status for sandbox in sandboxes} <= TERMINAL
+
+
+@pytest.mark.row("S109")
+def test_s109_a_second_close_joins_the_first(gateway: ServedGateway) -> None:
+    session = Session({"base_url": gateway.url})
+    sandbox = session.sandbox()
+    sandbox.wait()
+    gateway.ending.close()
+    first = session.close()
+    second = session.close()
+    gateway.ending.wait_for_arrivals(1)
+    with pytest.raises(TimeoutError):
+        second.result(timeout=0.05)
+    gateway.ending.open()
+    second.result()
+    assert sandbox.status in TERMINAL
+    first.result()
+
+
+@pytest.mark.row("S109")
+async def test_s109_leaving_waits_for_all_async(home_folder: object) -> None:
+    async with Session() as session:
+        sandboxes = [session.sandbox() for _ in range(3)]
+        for sandbox in sandboxes:
+            await sandbox
+    assert {sandbox.status for sandbox in sandboxes} <= TERMINAL
+
+
+@pytest.mark.row("S110")
+def test_s110_close_counts_the_failures_and_stops_the_others(gateway: ServedGateway) -> None:
+    session = Session({"base_url": gateway.url})
+    sandboxes = [session.sandbox() for _ in range(3)]
+    for sandbox in sandboxes:
+        sandbox.wait()
+    gateway.refuse("stop", times=1)
+    with pytest.raises(SandboxError, match="1") as caught:
+        session.close().result()
+    assert isinstance(caught.value.__cause__, ExceptionGroup)
+    assert len(caught.value.__cause__.exceptions) == 1
+    assert session.sandbox_count == 0
+    left = Sandbox.list(base_url=gateway.url).result()
+    assert len(left) == 1
+    left[0].stop().result()
+    for sandbox in sandboxes:
+        sandbox.stop().result()
+
+
+@pytest.mark.row("S110")
+async def test_s110_close_counts_the_failures_async(gateway: ServedGateway) -> None:
+    with pytest.raises(SandboxError, match="1"):
+        async with Session({"base_url": gateway.url}) as session:
+            for sandbox in [session.sandbox() for _ in range(2)]:
+                await sandbox
+            gateway.refuse("stop", times=1)
+    for left in await Sandbox.list(base_url=gateway.url):
+        await left.stop()
+
+
+@pytest.mark.row("S110")
+def test_s110_a_body_exception_wins_over_close_failures(gateway: ServedGateway) -> None:
+    with pytest.raises(KeyError, match="body"), Session({"base_url": gateway.url}) as session:
+        session.sandbox().wait()
+        gateway.refuse("stop", times=1)
+        raise KeyError("body")
+    for left in Sandbox.list(base_url=gateway.url).result():
+        left.stop().result()
+
+
+@pytest.mark.row("S111")
+def test_s111_a_closed_session_makes_and_adopts_nothing(sb: Sandbox) -> None:
+    session = Session()
+    session.close().result()
+    with pytest.raises(SandboxError):
+        session.sandbox()
+    with pytest.raises(SandboxError):
+        session.adopt(sb)
+    with pytest.raises(SandboxError):
+        session.from_id(str(sb.sandbox_id)).result()
+    session.close().result()
+
+
+@pytest.mark.row("S111")
+async def test_s111_a_left_session_makes_nothing(home_folder: object) -> None:
+    async with Session() as session:
+        pass
+    with pytest.raises(SandboxError):
+        session.sandbox()
+
+
+@pytest.mark.row("S112", "S118", "S119", "S120")
+def test_s112_s118_tags_merge_and_filter(home_folder: object, tag: str) -> None:
+    with Session(SandboxDefaults(tags=(tag,))) as session, Sandbox.run(tags=["other"]):
+        red, done = session.sandbox(tags=["red"]), session.sandbox(command="true")
+        red.start().result()
+        done.wait_until_complete().result()
+        assert [found.sandbox_id for found in session.list().result()] == [red.sandbox_id]
+        assert [found.sandbox_id for found in session.list(tags=["red"]).result()] == [red.sandbox_id]
+        assert session.list(tags=["blue"]).result() == []
+        assert len(session.list(include_stopped=True).result()) == 2
+        assert [found.sandbox_id for found in session.list(status="completed").result()] == [done.sandbox_id]
+
+
+@pytest.mark.row("S113")
+def test_s113_environment_merges_per_key(home_folder: object) -> None:
+    with Session({"environment_variables": {"A": "default", "B": "default"}}) as session:
+        sandbox = session.sandbox(environment_variables={"B": "own"})
+        assert sandbox.exec(["sh", "-c", 'echo "$A $B"']).result().stdout == "default own\n"
+
+
+@pytest.mark.row("S115")
+def test_s115_network_as_dict_or_options() -> None:
+    with Session() as session:
+        session.sandbox(network={"egress_mode": "isolated"})
+        session.sandbox(network=NetworkOptions(egress_mode="isolated"))
+        with pytest.raises(TypeError):
+            session.sandbox(network={"colour": "red"})
+        with pytest.raises(TypeError):
+            session.sandbox(network="isolated")  # type: ignore[arg-type]
+        assert session.sandbox_count == 2
+
+
+@pytest.mark.row("S51", "S52", "S122")
+def test_s051_s052_s122_from_id_adopts_unless_asked_not_to(home_folder: object) -> None:
+    adopted, watched = Sandbox.run(), Sandbox.run()
+    with Session() as session:
+        one = session.from_id(str(adopted.sandbox_id)).result()
+        other = session.from_id(str(watched.sandbox_id), adopt=False).result()
+        assert session.sandbox_count == 1
+        assert one.exec(["echo", "adopted"]).result().stdout == "adopted\n"
+        assert other.exec(["echo", "watched"]).result().stdout == "watched\n"
+        assert isinstance(session.list().result()[0], Sandbox)
+    assert adopted.get_status() in TERMINAL
+    assert watched.get_status() == SandboxStatus.RUNNING
+    watched.stop().result()
+
+
+@pytest.mark.row("S51", "S52")
+async def test_s051_s052_from_id_adopts_async(home_folder: object) -> None:
+    async with Sandbox() as sandbox:
+        async with Session() as session:
+            adopted = await session.from_id(str(sandbox.sandbox_id))
+            assert (await adopted.exec(["echo", "hello"])).stdout == "hello\n"
+            assert all(isinstance(found, Sandbox) for found in await session.list())
+        with pytest.raises(SandboxTerminatedError):
+            await sandbox.wait_until_complete()
+
+
+@pytest.mark.row("S121", "S134")
+def test_s121_s134_listed_orphans_are_adopted_and_stopped(home_folder: object, tag: str) -> None:
+    orphan = Sandbox.run(tags=[tag])
+    with Session({"tags": [tag]}) as session:
+        assert [found.sandbox_id for found in session.list(adopt=True).result()] == [orphan.sandbox_id]
+        assert session.sandbox_count == 1
+    assert orphan.get_status() in TERMINAL
+
+
+@pytest.mark.row("S121", "S134")
+async def test_s121_s134_listed_orphans_are_adopted_and_stopped_async(home_folder: object, tag: str) -> None:
+    orphan = Sandbox(tags=[tag])
+    await orphan.start()
+    async with Session({"tags": [tag]}) as session:
+        assert len(await session.list(adopt=True)) == 1
+    assert await orphan.wait_until_complete(raise_on_termination=False) is orphan
+
+
+@pytest.mark.row("S123", "S124")
+def test_s124_adopting_an_unstarted_sandbox_is_a_value_error(home_folder: object) -> None:
+    with Session() as session, pytest.raises(ValueError, match="sandbox_id"):
+        session.adopt(Sandbox())
+
+
+@pytest.mark.row("S133")
+def test_s133_three_starts_overlap(gateway: ServedGateway) -> None:
+    gateway.accepting.close()
+    with Session(SandboxDefaults(base_url=gateway.url)) as session:
+        processes = [session.sandbox().exec(["echo", f"sb-{n}"]) for n in range(3)]
+        gateway.accepting.wait_for_arrivals(3)
+        gateway.accepting.open()
+        assert [process.result().stdout for process in processes] == ["sb-0\n", "sb-1\n", "sb-2\n"]
+
+
+@pytest.mark.row("S133")
+async def test_s133_three_starts_overlap_async(gateway: ServedGateway) -> None:
+    gateway.accepting.close()
+    async with Session(SandboxDefaults(base_url=gateway.url)) as session:
+        processes = [session.sandbox().exec(["echo", f"sb-{n}"]) for n in range(3)]
+        await anyio.to_thread.run_sync(gateway.accepting.wait_for_arrivals, 3)
+        gateway.accepting.open()
+        assert [(await process).stdout for process in processes] == ["sb-0\n", "sb-1\n", "sb-2\n"]
+
+
+def test_a_sandbox_stopped_inside_leaves_the_session(home_folder: object) -> None:
+    with Session() as session:
+        with session.sandbox() as sandbox:
+            assert session.sandbox_count == 1
+        assert sandbox.status in TERMINAL
+        assert session.sandbox_count == 0
+
+
+async def test_leaving_an_async_session_kills_running_commands(home_folder: object) -> None:
+    marker = new_marker()
+    async with Session() as session:
+        sandbox = session.sandbox()
+        process = sandbox.exec(["sh", "-c", f"echo up; exec sleep {marker}"])
+        assert await anext(process.stdout) == "up\n"
+    await anyio.to_thread.run_sync(assert_gone, marker)
+    with pytest.raises(BaseException):  # noqa: B017 - an SDK error or a cancellation, but never a result
+        await anyio.to_thread.run_sync(process.result, 5)
+    assert process.returncode is None
