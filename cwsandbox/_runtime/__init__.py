@@ -1,1 +1,1 @@
-"""Placeholder: replaced by the part."""
+"""Who owns a running operation: scopes, handles on operations, the portal for sync code, output spools."""
