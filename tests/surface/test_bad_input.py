@@ -1,0 +1,250 @@
+"""Wrong arguments raise the documented error at once and leave the sandbox usable (behaviour 5.1, 6, 12.5)."""
+
+from __future__ import annotations
+
+import math
+from typing import TYPE_CHECKING, Any
+
+import pytest
+
+from cwsandbox import Sandbox, SandboxError, SandboxExecutionError, SandboxFileError
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+
+@pytest.fixture
+def usable(sb: Sandbox) -> Iterator[Sandbox]:
+    """A sandbox that must still work after the test."""
+    yield sb
+    assert sb.exec(["echo", "usable"]).result(timeout=30).stdout == "usable\n"
+
+
+@pytest.mark.parametrize(
+    ("command", "error"),
+    [
+        ([], ValueError),
+        ((), ValueError),
+        ("echo hello", TypeError),
+        (b"echo", TypeError),
+        (None, TypeError),
+        (5, TypeError),
+        (["echo", 5], TypeError),
+        (["echo", None], TypeError),
+        (["echo", b"bytes"], TypeError),
+        ([["echo"]], TypeError),
+        (["echo", "nul\0inside"], ValueError),
+        (["ec\0ho"], ValueError),
+        ([""], ValueError),
+    ],
+)
+def test_a_wrong_command(usable: Sandbox, command: Any, error: type[Exception]) -> None:
+    with pytest.raises(error):
+        usable.exec(command)
+    assert usable.exec_stats["exec_count"] == 0
+
+
+@pytest.mark.parametrize(
+    ("cwd", "error"),
+    [("", ValueError), ("relative", ValueError), (".", ValueError), ("/a\0b", ValueError), (5, TypeError), (b"/", TypeError)],
+)
+def test_a_wrong_cwd(usable: Sandbox, cwd: Any, error: type[Exception]) -> None:
+    with pytest.raises(error):
+        usable.exec(["pwd"], cwd=cwd)
+
+
+@pytest.mark.parametrize(
+    ("env", "error"),
+    [
+        ({"A": "nul\0inside"}, ValueError),
+        ({"A\0B": "x"}, ValueError),
+        ({"A=B": "x"}, ValueError),
+        ({"": "x"}, ValueError),
+        ({"A": 5}, TypeError),
+        ({5: "x"}, TypeError),
+        ({"A": b"x"}, TypeError),
+        ({"A": None}, TypeError),
+        (["A=B"], TypeError),
+        ("A=B", TypeError),
+    ],
+)
+def test_a_wrong_env(usable: Sandbox, env: Any, error: type[Exception]) -> None:
+    with pytest.raises(error) as caught:
+        usable.exec(["env"], env=env)
+    assert "nul\0inside" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("timeout", "error"),
+    [
+        (math.nan, ValueError),
+        (-1, ValueError),
+        (-0.5, ValueError),
+        (0, ValueError),
+        (0.0, ValueError),
+        (-math.inf, ValueError),
+        (True, TypeError),
+        (False, TypeError),
+        ("5", TypeError),
+    ],
+)
+def test_a_wrong_time_limit(usable: Sandbox, timeout: Any, error: type[Exception]) -> None:
+    with pytest.raises(error):
+        usable.exec(["true"], timeout_seconds=timeout)
+    with pytest.raises(error):
+        usable.read_file("/etc/hostname", timeout_seconds=timeout).result()
+    with pytest.raises(error):
+        usable.write_file("/tmp/x", b"", timeout_seconds=timeout).result()
+
+
+def test_an_unknown_keyword(usable: Sandbox) -> None:
+    for keyword in ("tty", "user", "shell"):
+        with pytest.raises(TypeError):
+            usable.exec(["true"], **{keyword: True})  # type: ignore[arg-type]
+
+
+async def test_wrong_arguments_raise_before_the_await(asb: Sandbox) -> None:
+    for command, error in (([], ValueError), ("echo", TypeError), (["a\0b"], ValueError)):
+        with pytest.raises(error):
+            asb.exec(command)  # type: ignore[arg-type]
+    assert (await asb.exec(["echo", "usable"])).stdout == "usable\n"
+
+
+def test_a_huge_argument_list(usable: Sandbox) -> None:
+    with pytest.raises(SandboxError) as caught:
+        usable.exec(["true", *["x" * 100_000] * 50]).result(timeout=30)
+    assert isinstance(caught.value, SandboxExecutionError)
+
+
+def test_a_huge_single_argument(usable: Sandbox) -> None:
+    with pytest.raises(SandboxExecutionError):
+        usable.exec(["true", "x" * 200_000]).result(timeout=30)
+
+
+def test_an_argument_list_of_many_small_arguments(usable: Sandbox) -> None:
+    result = usable.exec(["sh", "-c", 'echo "$#"', "sh", *["x"] * 20_000]).result(timeout=30)
+    assert result.stdout == "20000\n"
+
+
+def test_arguments_of_every_kind_arrive_as_they_are(usable: Sandbox) -> None:
+    arguments = ["", " ", "a b", "$HOME", "*", "'", '"', "\\", "\n", "\t", "ü漢😀", "-n", "--", ";", "`x`", "\x7f"]
+    code = "import json, sys; print(json.dumps(sys.argv[1:]))"
+    import json
+
+    assert json.loads(usable.exec(["python3", "-c", code, *arguments]).result().stdout) == arguments
+
+
+def test_a_missing_program_is_127(usable: Sandbox) -> None:
+    for program in ("no-such-program", "/no/such/program"):
+        result = usable.exec([program]).result()
+        assert result.returncode == 127
+        assert program in result.stderr
+    with pytest.raises(SandboxExecutionError) as caught:
+        usable.exec(["no-such-program"], check=True).result()
+    assert caught.value.exec_result is not None
+    assert caught.value.exec_result.returncode == 127
+
+
+async def test_a_missing_program_is_127_async(asb: Sandbox) -> None:
+    assert (await asb.exec(["no-such-program"])).returncode == 127
+
+
+def test_a_file_that_is_not_executable_is_126(usable: Sandbox) -> None:
+    usable.write_file("/tmp/plain", b"just text").result()
+    assert usable.exec(["/tmp/plain"]).result().returncode == 126
+    assert usable.exec(["/tmp"]).result().returncode == 126
+
+
+def test_a_missing_interpreter_is_127(usable: Sandbox) -> None:
+    usable.write_file("/tmp/script", b"#!/no/such/interpreter\n").result()
+    usable.exec(["chmod", "755", "/tmp/script"], check=True).result()
+    assert usable.exec(["/tmp/script"]).result().returncode in {126, 127}
+
+
+@pytest.mark.parametrize(
+    ("path", "error"),
+    [("", (ValueError, SandboxFileError)), ("/tmp/a\0b", (ValueError,)), (5, (TypeError,)), (None, (TypeError,)), (b"/x", (TypeError,))],
+)
+def test_a_wrong_path(usable: Sandbox, path: Any, error: tuple[type[Exception], ...]) -> None:
+    with pytest.raises(error):
+        usable.read_file(path).result()
+    with pytest.raises(error):
+        usable.write_file(path, b"x").result()
+
+
+def test_a_path_that_is_too_long(usable: Sandbox) -> None:
+    for path in ("/tmp/" + "x" * 300, "/tmp" + "/x" * 3000):
+        with pytest.raises(SandboxFileError):
+            usable.read_file(path).result()
+        with pytest.raises(SandboxFileError):
+            usable.write_file(path, b"x").result()
+
+
+@pytest.mark.parametrize("contents", ["text", 5, None, ["x"], object()])
+def test_contents_of_a_wrong_type(usable: Sandbox, contents: Any) -> None:
+    with pytest.raises(TypeError):
+        usable.write_file("/tmp/wrong", contents).result()
+    with pytest.raises(SandboxFileError):
+        usable.read_file("/tmp/wrong").result()
+
+
+def test_a_folder_without_permission(usable: Sandbox) -> None:
+    for path in ("/proc/1/environ/x", "/sys/kernel/x", "/proc/x"):
+        with pytest.raises(SandboxFileError) as caught:
+            usable.write_file(path, b"x").result()
+        assert caught.value.filepath == path
+
+
+def test_a_file_without_permission(usable: Sandbox) -> None:
+    usable.exec(["sh", "-c", "mkdir /tmp/closed && echo x > /tmp/closed/file && chmod 000 /tmp/closed"]).result()
+    inside = usable.exec(["cat", "/tmp/closed/file"]).result()
+    try:
+        outside: bytes | None = usable.read_file("/tmp/closed/file").result()
+    except SandboxFileError as error:
+        outside = None
+        assert error.reason == "CWSANDBOX_FILE_PERMISSION_DENIED"
+    assert (inside.returncode == 0) == (outside is not None)
+    usable.exec(["chmod", "755", "/tmp/closed"]).result()
+
+
+@pytest.mark.parametrize("url", ["ftp://host", "http://", "https://host/path", "nonsense", "unix://", "http://host:99999"])
+def test_a_wrong_base_url_is_a_value_error(url: str) -> None:
+    with pytest.raises(ValueError, match=r".+"):
+        Sandbox(base_url=url).start().result()
+
+
+def test_a_gateway_that_is_not_there(tmp_path_factory: pytest.TempPathFactory) -> None:
+    sandbox = Sandbox(base_url="unix:///tmp/no-such-gateway.sock", request_timeout_seconds=5)
+    with pytest.raises(SandboxError):
+        sandbox.start().result(timeout=30)
+    with pytest.raises(SandboxError):
+        sandbox.exec(["true"]).result(timeout=30)
+
+
+def test_the_hosted_service_is_refused_with_both_ways_out(monkeypatch: pytest.MonkeyPatch) -> None:
+    from cwsandbox import CWSandboxError
+
+    monkeypatch.setenv("CWSANDBOX_API_KEY", "key-that-is-secret")
+    with pytest.raises(CWSandboxError, match="CWSANDBOX_BASE_URL") as caught:
+        Sandbox().start().result()
+    assert "CWSANDBOX_API_KEY" in str(caught.value)
+    assert "key-that-is-secret" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    "keywords",
+    [
+        {"mounted_files": [{"path": "/x"}]},
+        {"mounted_files": [{"path": "/x", "content": 5}]},
+        {"mounted_files": [{"path": "relative", "content": "x"}]},
+        {"s3_mount": {"bucket": "b", "mount_path": "/m", "read_only": True}},
+        {"max_timeout_seconds": "5"},
+        {"environment_variables": {"A": 5}},
+        {"environment_variables": {"A=B": "x"}},
+        {"args": "text"},
+    ],
+    ids=str,
+)
+def test_wrong_options_of_a_sandbox(keywords: dict[str, Any]) -> None:
+    with pytest.raises((ValueError, TypeError)):
+        Sandbox(**keywords).start().result()
