@@ -1,0 +1,549 @@
+"""One stream's state, which outlives connections.
+
+What is due on the wire is derived from the state and from what the present connection has already been told, never queued as
+frames: a new connection only has to forget what was told.
+
+Order on the wire, per stream: OPEN or OPEN_CONFIRMATION; then WINDOW_ADJUST, SIGNAL and WINDOW_CHANGE at any time; DATA; EOF of
+each substream behind its data; the result (EXIT_STATUS, EXIT_SIGNAL or STATUS) behind all data queued before; CLOSE last.
+"""
+
+from __future__ import annotations
+
+import enum
+import json
+import re
+from collections import deque
+from collections.abc import Iterable, Mapping
+from typing import Any, Protocol
+
+from attrs import frozen
+
+from cwsandbox.wire.errors import ProtocolError, Status
+from cwsandbox.wire.flow import ReceiveFlow, SendFlow
+from cwsandbox.wire.frames import FRAME_BYTES, WINDOW_BYTES, FrameType, MessageBuilder, dump_json
+from cwsandbox.wire.signals import is_signal_name
+
+__all__ = ["SIGNALS_CODE", "Attach", "Role", "Stream", "StreamKind"]
+
+SIGNALS_CODE = 2
+"""The WINDOW_ADJUST code that acknowledges signals."""
+
+_EXEC_ID = re.compile(r"[A-Za-z0-9_.:-]{1,128}")
+_STATUS_MESSAGE_CHARS = 16 * 1024
+
+
+class Role(enum.Enum):
+    """Which side of the connection this is. Clients open streams and send down substream 0 only."""
+
+    CLIENT = "client"
+    SERVER = "server"
+
+
+class StreamKind(enum.StrEnum):
+    """What a stream is for."""
+
+    EXEC = "exec"
+    SHELL = "shell"
+    LOGS = "logs"
+    READ = "read"
+    WRITE = "write"
+
+
+@frozen
+class Attach:
+    """What a client that comes back says about a stream it has had before.
+
+    Attributes:
+        received: Bytes it received, per substream.
+        consumed: Bytes its user took, per substream.
+        confirmed: It knows that the stream was confirmed.
+    """
+
+    received: tuple[int, ...] = ()
+    consumed: tuple[int, ...] = ()
+    confirmed: bool = False
+
+    def to_json(self) -> dict[str, Any]:
+        """The "attach" member of an OPEN."""
+        return {"received": _by_code(self.received), "consumed": _by_code(self.consumed), "confirmed": self.confirmed}
+
+    @classmethod
+    def from_json(cls, document: Any, codes: int) -> Attach:
+        """Read it back; there are `codes` substreams.
+
+        Raises:
+            ProtocolError: It is malformed.
+        """
+        if not isinstance(document, Mapping):
+            raise ProtocolError("attach is not an object")
+        received = offsets(document.get("received"), codes)
+        consumed = offsets(document.get("consumed"), codes)
+        return cls(received, consumed, document.get("confirmed") is True)
+
+
+def _by_code(values: Iterable[int]) -> dict[str, int]:
+    return {str(code): value for code, value in enumerate(values)}
+
+
+def offsets(document: Any, codes: int) -> tuple[int, ...]:
+    """An offset for each of `codes` substreams from `{"0": n, ...}`; what is not mentioned is at 0.
+
+    Raises:
+        ProtocolError: It is malformed.
+    """
+    values = [0] * codes
+    if document is None:
+        return tuple(values)
+    if not isinstance(document, Mapping):
+        raise ProtocolError("offsets are not an object")
+    for key, value in document.items():
+        code = {"0": 0, "1": 1}.get(key, codes)
+        if code >= codes or type(value) is not int or not 0 <= value < 2**64:
+            raise ProtocolError("offsets are not numbers by substream")
+        values[code] = value
+    return tuple(values)
+
+
+def is_exec_id(value: str) -> bool:
+    """Whether `value` can name a stream across connections: 1 to 128 letters, digits, `_`, `.`, `:`, `-`."""
+    return _EXEC_ID.fullmatch(value) is not None
+
+
+class Scheduler(Protocol):
+    """What a stream needs from the channel it is on."""
+
+    def _wake(self, stream: Stream) -> None: ...
+
+
+class Stream:
+    """One stream, made by `Channel.open` or reported by `Opened`. It lives on while its connection is replaced.
+
+    Nothing here waits: what is sent goes out with the channel's next message. After `close`, or after the peer closed, data
+    is discarded and there is always room, so that nobody gets stuck on a stream that nobody reads.
+
+    Attributes:
+        id: Its number on the present connection.
+        kind: What it is for.
+        exec_id: What names it across connections.
+        params: The OPEN's parameters; empty on a re-attach.
+        attach: Server, in the answer to `Opened`: set if a client that came back has had this stream before.
+        confirmed: The server confirmed it.
+        peer_closed: `Closed` was reported.
+        closing: `close` was called, or on a client the server closed.
+        closed: Both sides closed; the channel has forgotten it.
+    """
+
+    def __init__(
+        self,
+        channel: Scheduler,
+        role: Role,
+        stream_id: int,
+        kind: StreamKind,
+        params: dict[str, Any],
+        exec_id: str,
+        attach: Attach | None = None,
+    ) -> None:
+        self.id = stream_id
+        self.kind = kind
+        self.exec_id = exec_id
+        self.params = params
+        self.attach = attach
+        self.confirmed = False
+        self.peer_closed = False
+        self.closing = False
+        self.closed = False
+        self._channel: Scheduler | None = channel
+        self._role = role
+        self._successor: Stream | None = None
+        client = role is Role.CLIENT
+        self._out = tuple(SendFlow() for _ in range(1 if client else 2))
+        self._in = tuple(ReceiveFlow() for _ in range(2 if client else 1))
+        self._open: bytes | None = None
+        self._open_bytes = 0
+        self._held = False
+        self._heard = False
+        self._got_result = False
+        self._info = b""
+        self._info_due = False
+        self._attach_due = False
+        self._result: tuple[FrameType, bytes] | None = None
+        self._result_sent = False
+        self._close_sent = False
+        self._signals: deque[str] = deque()
+        self._signals_base = 0
+        self._signals_sent = 0
+        self._signals_received = 0
+        self._signals_ack_due = False
+        self._size: tuple[int, int] | None = None
+        self._size_due = False
+        self._urgent = False
+        self._in_turn = False
+        self._last_code = 0
+
+    def __repr__(self) -> str:
+        state = "closed" if self.closed else "closing" if self.closing else "open" if self.confirmed else "opening"
+        return f"<Stream {self.id} {self.kind.value} {self.exec_id} {state}>"
+
+    # Sending bytes
+
+    def room(self, code: int = 0) -> int:
+        """Bytes that `send` takes now; a full window once nobody reads any more.
+
+        Raises:
+            ValueError: This side does not send on that substream.
+        """
+        return WINDOW_BYTES if self._deaf else self._sender(code).room
+
+    def send(self, data: bytes, code: int = 0) -> None:
+        """Queue bytes, kept until the peer consumed them.
+
+        Raises:
+            ValueError: Longer than `room(code)`, after `send_eof(code)`, on a substream this side does not send on, or on a
+                server before `confirm`.
+        """
+        flow = self._sender(code)
+        if self._deaf:
+            return
+        self._must_be_confirmed()
+        if flow.eof:
+            raise ValueError("send after send_eof")
+        if len(data) > flow.room:
+            raise ValueError(f"{len(data)} bytes to send, there is room for {flow.room}")
+        if data:
+            flow.append(data if type(data) is bytes else bytes(data))
+            self._wake()
+
+    def send_eof(self, code: int = 0) -> None:
+        """Say that the substream is complete. Again is harmless.
+
+        Raises:
+            ValueError: As `send`.
+        """
+        flow = self._sender(code)
+        if self._deaf or flow.eof:
+            return
+        self._must_be_confirmed()
+        flow.eof = True
+        self._wake()
+
+    @property
+    def drained(self) -> bool:
+        """Everything sent was consumed by the peer's user, or the peer closed."""
+        return self.peer_closed or all(flow.consumed == flow.end for flow in self._out)
+
+    # Receiving bytes
+
+    def consumed(self, count: int, code: int = 0) -> None:
+        """The local user took `count` received bytes: lets the peer send as many more.
+
+        Raises:
+            ValueError: More than was received.
+        """
+        if not 0 <= code < len(self._in):
+            raise ValueError(f"nothing is received on substream {code}")
+        if self._in[code].consume(count) and not self._deaf:
+            self._wake()
+
+    # Ending
+
+    def exit_status(self, code: int) -> None:
+        """Server: report how the command exited. The first result counts; call `close` afterwards.
+
+        Raises:
+            ValueError: Not a u32, or before `confirm`.
+        """
+        if not 0 <= code < 2**32:
+            raise ValueError(f"{code} is not an exit status")
+        self._end(FrameType.EXIT_STATUS, code.to_bytes(4, "big"))
+
+    def exit_signal(self, name: str) -> None:
+        """Server: report the signal that killed the command, as in `cwsandbox.wire.signals`. Else as `exit_status`.
+
+        Raises:
+            ValueError: Not a signal name, or before `confirm`.
+        """
+        if not is_signal_name(name):
+            raise ValueError(f"no signal is called {name!r}")
+        self._end(FrameType.EXIT_SIGNAL, name.encode())
+
+    def fail(self, status: Status) -> None:
+        """Server: refuse the stream, or end it as failed, and close it. A longer message is cut at 16 Ki characters.
+
+        Raises:
+            ValueError: The details are too large for a frame.
+        """
+        if self.closing:
+            return
+        document = status.to_json()
+        document["message"] = status.message[:_STATUS_MESSAGE_CHARS].encode(errors="replace").decode()
+        payload = dump_json(document)
+        if len(payload) > FRAME_BYTES:
+            raise ValueError(f"a status of {len(payload)} bytes")
+        self._must_be(Role.SERVER)
+        self._result = self._result or (FrameType.STATUS, payload)
+        self.close()
+
+    def close(self) -> None:
+        """Close this side, behind everything queued; again is harmless.
+
+        On a client this tells the server to kill: of the server only the result and `Closed` are reported from now on, and
+        `Closed` says that it is done. On a server, call it when nothing of the command is left.
+        """
+        if not self.closing:
+            self.closing = True
+            self._wake()
+
+    # Controlling
+
+    def confirm(self, info: Mapping[str, Any]) -> None:
+        """Server: say that what was asked for has started; `info` is JSON for the client's `Confirmed`.
+
+        Raises:
+            ValueError: A second time, or `info` has no JSON form.
+        """
+        self._must_be(Role.SERVER)
+        if self.confirmed:
+            raise ValueError("the stream is confirmed already")
+        self._info = dump_json(dict(info))
+        self.confirmed = self._info_due = True
+        self._wake()
+
+    def signal(self, name: str) -> None:
+        """Client: ask for a signal to be sent to the command; as a process's pending signals, one not yet sent merges.
+
+        Raises:
+            ValueError: Not a name of `cwsandbox.wire.signals`.
+        """
+        self._must_be(Role.CLIENT)
+        if not is_signal_name(name):
+            raise ValueError(f"no signal is called {name!r}")
+        if self._deaf or name in list(self._signals)[self._signals_sent - self._signals_base :]:
+            return
+        self._signals.append(name)
+        self._wake()
+
+    def window_change(self, columns: int, rows: int) -> None:
+        """Client: tell the terminal's new size, in characters.
+
+        Raises:
+            ValueError: Not u32 numbers.
+        """
+        self._must_be(Role.CLIENT)
+        if not (0 <= columns < 2**32 and 0 <= rows < 2**32):
+            raise ValueError(f"{columns} x {rows} is not a terminal size")
+        if not self._deaf:
+            self._size, self._size_due = (columns, rows), True
+            self._wake()
+
+    # Internals: checks
+
+    @property
+    def _deaf(self) -> bool:
+        return self.closing or self.peer_closed
+
+    def _sender(self, code: int) -> SendFlow:
+        if not 0 <= code < len(self._out):
+            raise ValueError(f"nothing is sent on substream {code}")
+        return self._out[code]
+
+    def _must_be(self, role: Role) -> None:
+        if self._role is not role:
+            raise ValueError(f"only a {role.value} may do this")
+
+    def _must_be_confirmed(self) -> None:
+        if self._role is Role.SERVER and not self.confirmed:
+            raise ValueError("confirm the stream first")
+
+    def _end(self, kind: FrameType, payload: bytes) -> None:
+        self._must_be(Role.SERVER)
+        if self.closing:
+            return
+        self._must_be_confirmed()
+        if self._result is None:
+            self._result = (kind, payload)
+            self._wake()
+
+    def _wake(self) -> None:
+        if self._channel is not None and (not self._held or self.closing):
+            self._channel._wake(self)
+
+    # Internals: writing, for the channel
+
+    @property
+    def _data_due(self) -> bool:
+        return not self._held and not self._close_sent and any(flow.sent < flow.end for flow in self._out)
+
+    @property
+    def _due(self) -> bool:
+        """Whether a turn would write anything."""
+        if self._opening_due or (self.closing and not self._close_sent):
+            return True
+        if self._held or self._close_sent:
+            return False
+        if not self._deaf and (self._signals_ack_due or any(flow.adjust_due for flow in self._in)):
+            return True
+        if self._size_due or self._signals_sent < self._signals_base + len(self._signals):
+            return True
+        ends = (self._result is not None and not self._result_sent) or any(f.eof and not f.eof_sent for f in self._out)
+        return ends or self._data_due
+
+    @property
+    def _opening_due(self) -> bool:
+        return self._open is not None or self._attach_due or self._info_due
+
+    def _write_control(self, message: MessageBuilder) -> bool:
+        """Write everything due that is not data; False if the message had no place for the first of it."""
+        opening = self._opening_payload()
+        if opening is not None:
+            kind, payload = opening
+            if not message.fits(len(payload)):
+                return False
+            message.add(kind, self.id, payload=payload)
+            self._open, self._attach_due, self._info_due = None, False, False
+        if not self._held and not self._close_sent:
+            self._write_adjustments(message)
+            self._write_requests(message)
+        self._write_ends(message)
+        return True
+
+    def _opening_payload(self) -> tuple[FrameType, bytes] | None:
+        if self._open is not None:
+            return FrameType.OPEN, self._open
+        if self._attach_due:
+            document: dict[str, Any] = {
+                "received": _by_code(flow.received for flow in self._in),
+                "consumed": _by_code(flow.consumed for flow in self._in),
+                "signals": self._signals_received,
+            }
+            if self._info_due:
+                document["info"] = json.loads(self._info)
+            return FrameType.OPEN_CONFIRMATION, dump_json(document)
+        if self._info_due:
+            return FrameType.OPEN_CONFIRMATION, b'{"info":' + self._info + b"}"
+        return None
+
+    def _write_adjustments(self, message: MessageBuilder) -> None:
+        if self._deaf:
+            return
+        for code, flow in enumerate(self._in):
+            if flow.adjust_due:
+                limit = flow.grant().to_bytes(8, "big")
+                message.add(FrameType.WINDOW_ADJUST, self.id, code=code, offset=flow.consumed, payload=limit)
+        if self._signals_ack_due:
+            self._signals_ack_due = False
+            message.add(FrameType.WINDOW_ADJUST, self.id, code=SIGNALS_CODE, offset=self._signals_received)
+
+    def _write_requests(self, message: MessageBuilder) -> None:
+        end = self._signals_base + len(self._signals)
+        while self._signals_sent < end:
+            name = self._signals[self._signals_sent - self._signals_base]
+            self._signals_sent += 1
+            message.add(FrameType.SIGNAL, self.id, offset=self._signals_sent, payload=name.encode())
+        if self._size_due and self._size is not None:
+            self._size_due = False
+            columns, rows = self._size
+            payload = columns.to_bytes(4, "big") + rows.to_bytes(4, "big")
+            message.add(FrameType.WINDOW_CHANGE, self.id, payload=payload)
+
+    def _write_turn(self, message: MessageBuilder, max_bytes: int) -> None:
+        """Take one turn: a DATA frame of one substream, then what had to wait behind it."""
+        if self._data_due:
+            # Substreams alternate, so that a flood on one does not hold up the other.
+            code = (self._last_code + 1) % len(self._out)
+            if self._out[code].sent == self._out[code].end:
+                code = self._last_code
+            self._last_code = code
+            flow = self._out[code]
+            offset = flow.sent
+            pieces = flow.take(min(max_bytes, FRAME_BYTES))
+            message.add_data(self.id, code, offset, pieces, flow.sent - offset)
+        self._write_ends(message)
+
+    def _write_ends(self, message: MessageBuilder) -> None:
+        if self._close_sent:
+            return
+        if not self._held:
+            for code, flow in enumerate(self._out):
+                if flow.eof and not flow.eof_sent and flow.sent == flow.end:
+                    flow.eof_sent = True
+                    message.add(FrameType.EOF, self.id, code=code, offset=flow.end)
+            if self._data_due:
+                return
+            if self._result is not None and not self._result_sent:
+                self._result_sent = True
+                kind, payload = self._result
+                message.add(kind, self.id, payload=payload)
+        if self.closing:
+            self._close_sent = True
+            message.add(FrameType.CLOSE, self.id)
+
+    # Internals: what the peer did, for the channel
+
+    def _peer_close(self) -> None:
+        self.peer_closed = True
+        for flow in self._out:
+            flow.discard()
+
+    def _acknowledge_signals(self, count: int) -> None:
+        if count > self._signals_base + len(self._signals):
+            raise ProtocolError("a signal acknowledged that was never sent")
+        while self._signals_base < count:
+            self._signals.popleft()
+            self._signals_base += 1
+        self._signals_sent = max(self._signals_sent, self._signals_base)
+
+    # Internals: changing connections, for the channel
+
+    def _detach(self) -> None:
+        """The connection is gone: forget what only it was told."""
+        self._channel = None
+        self._urgent = self._in_turn = self._held = False
+        self._result_sent = self._close_sent = False
+
+    def _reopen(self, channel: Scheduler, stream_id: int) -> None:
+        """Client: ask for the stream on a new connection, and hold everything until the server says what it has."""
+        self._channel, self.id = channel, stream_id
+        document: dict[str, Any] = {"kind": self.kind.value, "execId": self.exec_id}
+        # A command that is only to be killed must not be started by asking again.
+        if self._heard or self.closing:
+            received = tuple(flow.received for flow in self._in)
+            consumed = tuple(flow.consumed for flow in self._in)
+            document["attach"] = Attach(received, consumed, self.confirmed).to_json()
+            for flow in self._in:
+                flow.grant()
+        else:
+            document["params"] = self.params
+        self._open = dump_json(document)
+        self._held = True
+
+    def _release(self, received: tuple[int, ...], consumed: tuple[int, ...], signals: int) -> list[int]:
+        """Client: continue where the server is; returns the substreams that have more room than before."""
+        grown = []
+        for code, flow in enumerate(self._out):
+            flow.rewind(received[code])
+            if flow.acknowledge(consumed[code], consumed[code] + WINDOW_BYTES):
+                grown.append(code)
+        self._acknowledge_signals(signals)
+        self._signals_sent = self._signals_base
+        self._size_due = self._size is not None
+        self._held = False
+        self._wake()
+        return grown
+
+    def _adopt(self, channel: Scheduler, placeholder: Stream) -> None:
+        """Server: take over the re-attach `placeholder` of a new connection."""
+        attach = placeholder.attach or Attach(received=(0, 0), consumed=(0, 0))
+        for code, flow in enumerate(self._out):
+            if not self.peer_closed:
+                flow.rewind(attach.received[code])
+            flow.acknowledge(attach.consumed[code], attach.consumed[code] + WINDOW_BYTES)
+        self._channel, self.id = channel, placeholder.id
+        for in_flow in self._in:
+            in_flow.grant()
+        self._attach_due = True
+        self._info_due = self.confirmed and not attach.confirmed
+        self._signals_ack_due = False
+        if placeholder.peer_closed:
+            self._peer_close()
+        placeholder._successor = self
+        self._wake()
