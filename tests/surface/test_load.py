@@ -79,7 +79,7 @@ def test_a_thousand_commands_over_twenty_sandboxes_with_1024_descriptors(home_fo
 
 
 FLOOD = """
-import gc, json, os, sys, time, resource
+import json, os, time
 from cwsandbox import Sandbox
 
 LINES, WIDTH = 5_000_000, 99
@@ -92,11 +92,11 @@ def gateways():
     for name in os.listdir("/proc"):
         if name.isdigit():
             try:
-                words = open(f"/proc/{name}/cmdline", "rb").read().split(b"\\0")
-                environ = open(f"/proc/{name}/environ", "rb").read()
+                with open(f"/proc/{name}/cmdline", "rb") as file:
+                    argv = file.read()
             except OSError:
                 continue
-            if b"cwsandbox.gateway" in words and os.environ["CWSANDBOX_RUNTIME_DIR"].encode() in environ:
+            if os.environ["CWSANDBOX_RUNTIME_DIR"].encode() in argv:
                 yield int(name)
 
 with Sandbox.run() as sandbox:

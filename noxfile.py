@@ -1,0 +1,40 @@
+"""What is checked: `nox` runs tests, lint and types; `nox -s bench` measures."""
+
+import nox
+
+nox.options.sessions = ["tests", "lint", "types"]
+PROJECT = nox.project.load_toml("pyproject.toml")
+
+
+def install(session: nox.Session, *groups: str) -> None:
+    session.install(".", *nox.project.dependency_groups(PROJECT, *groups))
+
+
+@nox.session
+def tests(session: nox.Session) -> None:
+    """Run the tests; arguments go to pytest."""
+    install(session, "test")
+    session.run("python", "-m", "pytest", *session.posargs)
+
+
+@nox.session
+def lint(session: nox.Session) -> None:
+    """Check style and format."""
+    install(session, "lint")
+    session.run("ruff", "check", ".")
+    session.run("ruff", "format", "--check", ".")
+
+
+@nox.session
+def types(session: nox.Session) -> None:
+    """Check the types of the code and the tests, and that every public name has one."""
+    install(session, "types")
+    session.run("mypy", "cwsandbox", "tests", "benchmarks")
+    session.run("pyright", "--verifytypes", "cwsandbox", "--ignoreexternal")
+
+
+@nox.session
+def bench(session: nox.Session) -> None:
+    """Print the table of measurements."""
+    install(session, "test")
+    session.run("python", "-m", "benchmarks", *session.posargs)
