@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import shutil
 import tempfile
 from pathlib import Path
@@ -11,6 +10,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 from cwsandbox import Sandbox
+from tests.support.gateway import ServedGateway, served_gateway
 from tests.support.leftovers import shut_down_and_look
 
 if TYPE_CHECKING:
@@ -50,6 +50,7 @@ async def asb(home_folder: Path) -> AsyncIterator[Sandbox]:
 
 
 @pytest.fixture
-def is_root() -> bool:
-    """Whether the tests run as root; permission checks do not hold for root."""
-    return os.geteuid() == 0
+def gateway() -> Iterator[ServedGateway]:
+    """A gateway of the test's own, with doors to shut."""
+    with served_gateway() as gateway:
+        yield gateway

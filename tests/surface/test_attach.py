@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import uuid
+from typing import TYPE_CHECKING
 
 import pytest
 
 from cwsandbox import Sandbox, SandboxNotFoundError, SandboxStatus
-from tests.support.gateway import ServedGateway
+
+if TYPE_CHECKING:
+    from tests.support.gateway import ServedGateway
 
 
 @pytest.fixture

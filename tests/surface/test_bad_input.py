@@ -46,7 +46,14 @@ def test_a_wrong_command(usable: Sandbox, command: Any, error: type[Exception]) 
 
 @pytest.mark.parametrize(
     ("cwd", "error"),
-    [("", ValueError), ("relative", ValueError), (".", ValueError), ("/a\0b", ValueError), (5, TypeError), (b"/", TypeError)],
+    [
+        ("", ValueError),
+        ("relative", ValueError),
+        (".", ValueError),
+        ("/a\0b", ValueError),
+        (5, TypeError),
+        (b"/", TypeError),
+    ],
 )
 def test_a_wrong_cwd(usable: Sandbox, cwd: Any, error: type[Exception]) -> None:
     with pytest.raises(error):
@@ -163,7 +170,13 @@ def test_a_missing_interpreter_is_127(usable: Sandbox) -> None:
 
 @pytest.mark.parametrize(
     ("path", "error"),
-    [("", (ValueError, SandboxFileError)), ("/tmp/a\0b", (ValueError,)), (5, (TypeError,)), (None, (TypeError,)), (b"/x", (TypeError,))],
+    [
+        ("", (ValueError, SandboxFileError)),
+        ("/tmp/a\0b", (ValueError,)),
+        (5, (TypeError,)),
+        (None, (TypeError,)),
+        (b"/x", (TypeError,)),
+    ],
 )
 def test_a_wrong_path(usable: Sandbox, path: Any, error: tuple[type[Exception], ...]) -> None:
     with pytest.raises(error):
@@ -207,7 +220,9 @@ def test_a_file_without_permission(usable: Sandbox) -> None:
     usable.exec(["chmod", "755", "/tmp/closed"]).result()
 
 
-@pytest.mark.parametrize("url", ["ftp://host", "http://", "https://host/path", "nonsense", "unix://", "http://host:99999"])
+@pytest.mark.parametrize(
+    "url", ["ftp://host", "http://", "https://host/path", "nonsense", "unix://", "http://host:99999"]
+)
 def test_a_wrong_base_url_is_a_value_error(url: str) -> None:
     with pytest.raises(ValueError, match=r".+"):
         Sandbox(base_url=url).start().result()

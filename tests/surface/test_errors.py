@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-import datetime
+import datetime as dt
 import pickle
 from typing import Any
 
@@ -38,7 +38,7 @@ OWN: dict[type[CWSandboxError], dict[str, Any]] = {
     RunnerNotFoundError: {"runner_id": "runner-1"},
     ProfileNotFoundError: {"profile_name": "p", "runner_id": "runner-1"},
 }
-COMMON: dict[str, Any] = {"reason": "R", "metadata": {"a": "b"}, "retry_delay": datetime.timedelta(seconds=3)}
+COMMON: dict[str, Any] = {"reason": "R", "metadata": {"a": "b"}, "retry_delay": dt.timedelta(seconds=3)}
 CLASSES = sorted((getattr(exceptions, name) for name in exceptions.__all__), key=lambda cls: cls.__name__)
 
 

@@ -4,14 +4,17 @@ from __future__ import annotations
 
 import json
 import time
+from typing import TYPE_CHECKING
 
 import anyio
 import anyio.to_thread
 import pytest
 
 from cwsandbox import ProcessResult, Sandbox, SandboxExecutionError, SandboxTimeoutError
-from tests.support.gateway import ServedGateway
 from tests.support.processes import assert_gone, new_marker, processes_with
+
+if TYPE_CHECKING:
+    from tests.support.gateway import ServedGateway
 
 
 @pytest.mark.row("S23", "S24")
@@ -75,10 +78,10 @@ def test_a_command_killed_by_a_signal_returns_128_plus_its_number(sb: Sandbox, s
 @pytest.mark.row("S68")
 def test_s068_cwd_changes_the_directory(sb: Sandbox) -> None:
     assert sb.exec(["pwd"], cwd="/usr/lib").result().stdout == "/usr/lib\n"
-    process = sb.exec(["sh", "-c", "cd /; pwd; echo \"$1\"", "sh", "it's quoted"], cwd="/tmp")
+    process = sb.exec(["sh", "-c", 'cd /; pwd; echo "$1"', "sh", "it's quoted"], cwd="/tmp")
     result = process.result()
     assert result.stdout == "/\nit's quoted\n"
-    assert process.command == result.command == ["sh", "-c", "cd /; pwd; echo \"$1\"", "sh", "it's quoted"]
+    assert process.command == result.command == ["sh", "-c", 'cd /; pwd; echo "$1"', "sh", "it's quoted"]
 
 
 @pytest.mark.row("S68")

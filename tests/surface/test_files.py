@@ -168,7 +168,13 @@ def test_a_device_or_a_pipe_is_refused_at_once(sb: Sandbox) -> None:
 
 
 def test_a_link_is_followed_inside_the_sandbox_only(sb: Sandbox) -> None:
-    sb.exec(["sh", "-c", "echo target > /tmp/target; ln -s /tmp/target /tmp/link; ln -s ../../../../../../etc/nowhere /tmp/up"]).result()
+    sb.exec(
+        [
+            "sh",
+            "-c",
+            "echo target > /tmp/target; ln -s /tmp/target /tmp/link; ln -s ../../../../../../etc/nowhere /tmp/up",
+        ]
+    ).result()
     assert sb.read_file("/tmp/link").result() == b"target\n"
     with pytest.raises(SandboxFileError):
         sb.read_file("/tmp/up").result()

@@ -22,7 +22,9 @@ def namespaced(sb: Sandbox) -> Sandbox:
     """A sandbox in namespaces of its own; the level `process` skips what it does not promise."""
     sb.wait()
     if sb.isolation == "process":
-        pytest.skip("level `process` shares the container's files, processes and network; the container is the boundary")
+        pytest.skip(
+            "level `process` shares the container's files, processes and network; the container is the boundary"
+        )
     assert sb.isolation == "namespaces"
     for name in ("user", "mnt", "pid", "net", "ipc", "uts"):  # The tests below must never hit the host itself.
         inside = sb.exec(["readlink", f"/proc/self/ns/{name}"]).result().stdout.strip()
@@ -67,7 +69,10 @@ def test_the_gateways_folders_cannot_be_seen(namespaced: Sandbox, home_folder: P
 def test_a_file_of_another_sandbox_cannot_be_read(namespaced: Sandbox) -> None:
     with Sandbox.run() as other:
         other.write_file("/tmp/only-here", b"private to the other").result()
-        for command in (["cat", "/tmp/only-here"], ["grep", "-rs", "private to the other", "/tmp", "/root", "/home", "/var"]):
+        for command in (
+            ["cat", "/tmp/only-here"],
+            ["grep", "-rs", "private to the other", "/tmp", "/root", "/home", "/var"],
+        ):
             code, output = run(namespaced, *command)
             assert code != 0
             assert "private to the other" not in output

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import datetime
+import datetime as dt
 import threading
 from typing import TYPE_CHECKING
 
@@ -370,7 +370,7 @@ def test_s130_the_status_follows_the_lifecycle_and_the_end_sticks(gateway: Serve
     assert seen[2] in TERMINAL
     assert sandbox.get_status() == seen[2]
     assert sandbox.sandbox_id
-    assert isinstance(sandbox.status_updated_at, datetime.datetime)
+    assert isinstance(sandbox.status_updated_at, dt.datetime)
     assert sandbox.status_updated_at.tzinfo is not None
 
 

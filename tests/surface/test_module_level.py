@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import time
+from typing import TYPE_CHECKING
 
 import anyio.to_thread
 import pytest
 
 import cwsandbox
 from cwsandbox import Process, Sandbox, SandboxFailedError, SandboxFileError, SandboxStatus
-from tests.support.gateway import ServedGateway
+
+if TYPE_CHECKING:
+    from tests.support.gateway import ServedGateway
 
 
 def held(sb: Sandbox) -> Process:

@@ -145,7 +145,15 @@ def test_statuses_are_their_lowercase_values() -> None:
 
 
 def test_status_numbers_of_the_wire() -> None:
-    numbers = {0: "unspecified", 1: "creating", 2: "running", 3: "completed", 4: "failed", 5: "terminated", 6: "pending"}
+    numbers = {
+        0: "unspecified",
+        1: "creating",
+        2: "running",
+        3: "completed",
+        4: "failed",
+        5: "terminated",
+        6: "pending",
+    }
     numbers |= {7: "paused", 9: "terminating"}
     for number, value in numbers.items():
         assert SandboxStatus.from_proto(number) == value
@@ -172,15 +180,57 @@ def test_format_cpu() -> None:
 
 
 def test_the_public_names() -> None:
-    expected = """
-        __version__ Sandbox SandboxStatus Session SandboxDefaults RemoteFunction OperationRef Process ProcessResult
-        StreamReader StreamWriter TerminalSession TerminalResult Serialization NetworkOptions ResourceOptions Secret
-        AuthHeaders set_auth_mode results wait Waitable list_runners get_runner list_profiles get_profile Runner
-        RunnerResources Profile ServiceExposureMode EgressMode format_bytes format_cpu CWSandboxError
-        CWSandboxAuthenticationError SandboxError SandboxNotRunningError SandboxTimeoutError SandboxTerminatedError
-        SandboxFailedError SandboxNotFoundError SandboxExecutionError SandboxFileError DiscoveryError
-        RunnerNotFoundError ProfileNotFoundError FunctionError AsyncFunctionError FunctionSerializationError
-    """.split()
+    expected = [
+        "__version__",
+        "Sandbox",
+        "SandboxStatus",
+        "Session",
+        "SandboxDefaults",
+        "RemoteFunction",
+        "OperationRef",
+        "Process",
+        "ProcessResult",
+        "StreamReader",
+        "StreamWriter",
+        "TerminalSession",
+        "TerminalResult",
+        "Serialization",
+        "NetworkOptions",
+        "ResourceOptions",
+        "Secret",
+        "AuthHeaders",
+        "set_auth_mode",
+        "results",
+        "wait",
+        "Waitable",
+        "list_runners",
+        "get_runner",
+        "list_profiles",
+        "get_profile",
+        "Runner",
+        "RunnerResources",
+        "Profile",
+        "ServiceExposureMode",
+        "EgressMode",
+        "format_bytes",
+        "format_cpu",
+        "CWSandboxError",
+        "CWSandboxAuthenticationError",
+        "SandboxError",
+        "SandboxNotRunningError",
+        "SandboxTimeoutError",
+        "SandboxTerminatedError",
+        "SandboxFailedError",
+        "SandboxNotFoundError",
+        "SandboxExecutionError",
+        "SandboxFileError",
+        "DiscoveryError",
+        "RunnerNotFoundError",
+        "ProfileNotFoundError",
+        "FunctionError",
+        "AsyncFunctionError",
+        "FunctionSerializationError",
+    ]
     assert set(expected) <= set(cwsandbox.__all__)
     for name in cwsandbox.__all__:
         assert getattr(cwsandbox, name) is not None

@@ -136,7 +136,7 @@ def test_get_status(home_folder: object) -> None:
 def test_list_from_id_delete(home_folder: object) -> None:
     started = Sandbox.run(tags=["my-job"])
     sandboxes = Sandbox.list(tags=["my-job"]).result()
-    assert [f"{sb.sandbox_id}: {sb.status}" for sb in sandboxes][0].startswith(f"{started.sandbox_id}: ")
+    assert next(f"{sb.sandbox_id}: {sb.status}" for sb in sandboxes).startswith(f"{started.sandbox_id}: ")
     sb = Sandbox.from_id(str(started.sandbox_id)).result()
     result = sb.exec(["echo", "reconnected"]).result()
     assert result.stdout == "reconnected\n"
@@ -410,7 +410,7 @@ def test_check(sb: Sandbox) -> None:
     try:
         result = sandbox.exec(["python", "-c", "raise ValueError('oops')"], check=True).result()
     except SandboxExecutionError as e:
-        assert e.exec_result
+        assert e.exec_result  # noqa: PT017 - the guide's own form
         lines = [f"Command failed: {e.exec_result.returncode}", f"stderr: {e.exec_result.stderr}"]
     assert lines[0] == "Command failed: 1"
     assert "ValueError: oops" in lines[1]

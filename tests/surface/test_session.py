@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import uuid
+from typing import TYPE_CHECKING
 
 import anyio
 import anyio.to_thread
@@ -17,8 +18,10 @@ from cwsandbox import (
     SandboxTerminatedError,
     Session,
 )
-from tests.support.gateway import ServedGateway
 from tests.support.processes import assert_gone, new_marker
+
+if TYPE_CHECKING:
+    from tests.support.gateway import ServedGateway
 
 TERMINAL = {SandboxStatus.COMPLETED, SandboxStatus.FAILED, SandboxStatus.TERMINATED}
 

@@ -1,0 +1,1 @@
+"""What an operation costs, beside what the same costs without a sandbox: `python -m benchmarks`."""
