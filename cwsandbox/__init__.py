@@ -1,5 +1,103 @@
-"""Run code in isolated sandboxes, from sync Python, asyncio or trio."""
+"""Run code in isolated sandboxes, from sync Python, asyncio or trio.
+
+    from cwsandbox import Sandbox
+
+    with Sandbox.run() as sandbox:
+        print(sandbox.exec(["echo", "hello"]).result().stdout)
+
+Names load on first use, so that importing the package costs next to nothing.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
 
 from cwsandbox._version import __version__
 
-__all__ = ["__version__"]
+if TYPE_CHECKING:
+    from cwsandbox._runtime.operation import OperationRef as OperationRef
+    from cwsandbox.defaults import SandboxDefaults as SandboxDefaults
+    from cwsandbox.exceptions import AsyncFunctionError as AsyncFunctionError
+    from cwsandbox.exceptions import CWSandboxAuthenticationError as CWSandboxAuthenticationError
+    from cwsandbox.exceptions import CWSandboxError as CWSandboxError
+    from cwsandbox.exceptions import DiscoveryError as DiscoveryError
+    from cwsandbox.exceptions import FunctionError as FunctionError
+    from cwsandbox.exceptions import FunctionSerializationError as FunctionSerializationError
+    from cwsandbox.exceptions import ProfileNotFoundError as ProfileNotFoundError
+    from cwsandbox.exceptions import RunnerNotFoundError as RunnerNotFoundError
+    from cwsandbox.exceptions import SandboxCommandTimeoutError as SandboxCommandTimeoutError
+    from cwsandbox.exceptions import SandboxError as SandboxError
+    from cwsandbox.exceptions import SandboxExecutionError as SandboxExecutionError
+    from cwsandbox.exceptions import SandboxFailedError as SandboxFailedError
+    from cwsandbox.exceptions import SandboxFileError as SandboxFileError
+    from cwsandbox.exceptions import SandboxNotFoundError as SandboxNotFoundError
+    from cwsandbox.exceptions import SandboxNotRunningError as SandboxNotRunningError
+    from cwsandbox.exceptions import SandboxRequestTimeoutError as SandboxRequestTimeoutError
+    from cwsandbox.exceptions import SandboxResourceExhaustedError as SandboxResourceExhaustedError
+    from cwsandbox.exceptions import SandboxTerminatedError as SandboxTerminatedError
+    from cwsandbox.exceptions import SandboxTimeoutError as SandboxTimeoutError
+    from cwsandbox.exceptions import SandboxUnavailableError as SandboxUnavailableError
+    from cwsandbox.options import NetworkOptions as NetworkOptions
+    from cwsandbox.options import ResourceOptions as ResourceOptions
+    from cwsandbox.options import Secret as Secret
+    from cwsandbox.options import Serialization as Serialization
+    from cwsandbox.process import Process as Process
+    from cwsandbox.process import ProcessResult as ProcessResult
+    from cwsandbox.process import StreamReader as StreamReader
+    from cwsandbox.process import StreamWriter as StreamWriter
+    from cwsandbox.sandbox import Sandbox as Sandbox
+    from cwsandbox.session import Session as Session
+    from cwsandbox.status import SandboxStatus as SandboxStatus
+    from cwsandbox.waiting import Waitable as Waitable
+    from cwsandbox.waiting import results as results
+    from cwsandbox.waiting import wait as wait
+
+_HOMES = {
+    "cwsandbox._runtime.operation": ("OperationRef",),
+    "cwsandbox.defaults": ("SandboxDefaults",),
+    "cwsandbox.exceptions": (
+        "AsyncFunctionError",
+        "CWSandboxAuthenticationError",
+        "CWSandboxError",
+        "DiscoveryError",
+        "FunctionError",
+        "FunctionSerializationError",
+        "ProfileNotFoundError",
+        "RunnerNotFoundError",
+        "SandboxCommandTimeoutError",
+        "SandboxError",
+        "SandboxExecutionError",
+        "SandboxFailedError",
+        "SandboxFileError",
+        "SandboxNotFoundError",
+        "SandboxNotRunningError",
+        "SandboxRequestTimeoutError",
+        "SandboxResourceExhaustedError",
+        "SandboxTerminatedError",
+        "SandboxTimeoutError",
+        "SandboxUnavailableError",
+    ),
+    "cwsandbox.options": ("NetworkOptions", "ResourceOptions", "Secret", "Serialization"),
+    "cwsandbox.process": ("Process", "ProcessResult", "StreamReader", "StreamWriter"),
+    "cwsandbox.sandbox": ("Sandbox",),
+    "cwsandbox.session": ("Session",),
+    "cwsandbox.status": ("SandboxStatus",),
+    "cwsandbox.waiting": ("Waitable", "results", "wait"),
+}
+_HOME_OF = {name: home for home, names in _HOMES.items() for name in names}
+
+__all__ = ["__version__", *_HOME_OF]  # noqa: PLE0604 - the names are strings; the linter cannot see that
+
+
+def __getattr__(name: str) -> object:
+    home = _HOME_OF.get(name)
+    if home is None:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    from importlib import import_module
+
+    value = globals()[name] = getattr(import_module(home), name)
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

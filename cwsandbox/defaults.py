@@ -24,8 +24,8 @@ class SandboxDefaults:
     """Values for sandboxes that do not say otherwise.
 
     For one sandbox an explicit scalar, network or resources replaces the default; tags are appended; environment
-    variables and annotations are merged, the explicit value winning per key; secrets are appended; ids are replaced (an explicit
-    empty list clears them).
+    variables and annotations are merged, the explicit value winning per key; secrets are appended; ids are
+    replaced (an explicit empty list clears them).
 
     Attributes:
         container_image: Image to run; the local runner takes Python images as the host's own Python.
@@ -60,6 +60,19 @@ class SandboxDefaults:
     secrets: tuple[Secret, ...] | None = None
     environment_variables: dict[str, str] = field(default_factory=dict, repr=False)
     annotations: dict[str, str] = field(default_factory=dict)
+
+    @classmethod
+    def of(cls, value: SandboxDefaults | Mapping[str, Any] | None) -> SandboxDefaults:
+        """`value` as defaults: as it is, or read by `from_dict`.
+
+        Raises:
+            TypeError: Another type.
+        """
+        if isinstance(value, SandboxDefaults):
+            return value
+        if value is None or isinstance(value, Mapping):
+            return cls.from_dict(value)
+        raise TypeError(f"defaults must be SandboxDefaults or a dict of its fields, not {type(value).__name__}")
 
     @classmethod
     def from_dict(cls, mapping: Mapping[str, Any] | None) -> SandboxDefaults:

@@ -1,0 +1,179 @@
+"""The operation behind a `Process`: an exec stream, its output into the spools, its input from the queue."""
+
+from __future__ import annotations
+
+import signal
+import threading
+from collections import deque
+from typing import TYPE_CHECKING
+
+import anyio
+
+from cwsandbox._client.stream import Exited
+from cwsandbox._stream_operation import StreamOperation
+from cwsandbox.exceptions import SandboxCommandTimeoutError, SandboxError, SandboxExecutionError
+from cwsandbox.process import Process, ProcessResult
+
+if TYPE_CHECKING:
+    from cwsandbox._client.stream import ClientStream
+    from cwsandbox._core import SandboxCore
+
+__all__ = ["ExecOperation", "ExecStats"]
+
+
+class ExecStats:
+    """How the commands of one sandbox ended. Thread-safe."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._counts = dict.fromkeys(("exec_count", "exec_completed_ok", "exec_completed_nonzero", "exec_failures"), 0)
+
+    def add(self, name: str) -> None:
+        """Count one."""
+        with self._lock:
+            self._counts[name] += 1
+
+    def snapshot(self) -> dict[str, int]:
+        """The counts now."""
+        with self._lock:
+            return dict(self._counts)
+
+
+class ExecOperation(StreamOperation):
+    """Runs one command.
+
+    Args:
+        sandbox: Where.
+        process: What the caller holds.
+        cwd: Directory in the sandbox, or None for its own.
+        env: Added to the sandbox's environment.
+        check: A non-zero exit is a `SandboxExecutionError`.
+        timeout_seconds: The command's limit, enforced by the gateway; None has no limit.
+    """
+
+    def __init__(
+        self,
+        sandbox: SandboxCore,
+        process: Process,
+        *,
+        cwd: str | None,
+        env: dict[str, str],
+        check: bool,
+        timeout_seconds: float | None,
+    ) -> None:
+        super().__init__(sandbox)
+        self._process = process
+        self._cwd = cwd
+        self._env = env
+        self._check = check
+        self._timeout_seconds = timeout_seconds
+        self._stream: ClientStream | None = None
+        self._arrived: deque[tuple[int, bytes]] = deque()
+        self._settled = False
+
+    async def __call__(self) -> ProcessResult:
+        """Run the command to its end. Cancelling kills it, children included."""
+        try:
+            result = await self._run()
+        except BaseException as error:
+            self.settle(error)
+            raise
+        self.settle(None, result)
+        return result
+
+    def settle(self, error: BaseException | None, result: ProcessResult | None = None) -> None:
+        """End the streams and count the outcome, once, on every path."""
+        if self._settled:
+            return
+        self._settled = True
+        self._process._disconnect(error or SandboxExecutionError("it has exited"))
+        outcome = "exec_failures"
+        if result is not None:
+            outcome = "exec_completed_nonzero" if result.returncode else "exec_completed_ok"
+        self._sandbox.stats.add(outcome)
+
+    # What the channel calls.
+
+    def data(self, code: int, data: bytes) -> None:
+        """Output arrived. What waits here for the spool is bounded by the stream's window."""
+        self._arrived.append((code, data))
+        self._wake()
+
+    def credit(self, code: int) -> None:
+        """The command takes more input."""
+        self._send_input()
+
+    async def _run(self) -> ProcessResult:
+        from cwsandbox.wire.channel import StreamKind
+        from cwsandbox.wire.streams import ExecOpen
+
+        sandbox, process = self._sandbox, self._process
+        sandbox_id = await sandbox.ensure_started()
+        params = ExecOpen(
+            sandbox_id=sandbox_id,
+            argv=tuple(process.command),
+            cwd=self._cwd,
+            env=self._env,
+            timeout_seconds=self._timeout_seconds,
+            wait_seconds=sandbox.wait_seconds,
+            stdin=process.stdin is not None,
+        )
+        stream = self._stream = await self._open(StreamKind.EXEC, params.to_params())
+        try:
+            process._connect(stream.consumed, self._send_input)
+            await self._until_ended()
+        except anyio.get_cancelled_exc_class():
+            await self._give_up(stream)
+            raise
+        return await self._result()
+
+    async def _until_ended(self) -> None:
+        while True:
+            while self._arrived:
+                code, data = self._arrived.popleft()
+                await self._process._spools[code].feed(data)
+            if self._outcome is not None:
+                return
+            await self._wait_changed()
+
+    def _send_input(self) -> None:
+        """Hand over what is queued, as far as the credit goes. On the scope's loop."""
+        stream, process = self._stream, self._process
+        if stream is None:
+            return
+        while process._signals:
+            stream.signal(process._signals.popleft())
+        stdin = process.stdin
+        if stdin is None:
+            return
+        while (room := stream.room()) and (data := stdin._take(room)) is not None:
+            stream.send(data)
+        if stdin._take_eof():
+            stream.send_eof()
+
+    async def _result(self) -> ProcessResult:
+        process = self._process
+        try:
+            seen = await self._exit_status()
+        except SandboxCommandTimeoutError as error:
+            error.args = (
+                f"the command {process.command!r} was killed after timeout_seconds={self._timeout_seconds:g}",
+            )
+            raise
+        except SandboxError as error:
+            if type(error) is SandboxError:
+                raise SandboxExecutionError(str(error), reason=error.reason, metadata=error.metadata) from error
+            raise
+        returncode = seen.status if isinstance(seen, Exited) else 128 + signal.Signals[seen.name]
+        result = ProcessResult._from_spools(*process._spools, returncode, process.command)
+        if self._check and returncode:
+            raise SandboxExecutionError(
+                f"the command {process.command!r} exited with {returncode}: {_last_line(result.stderr)}",
+                exec_result=result,
+            )
+        return result
+
+
+def _last_line(text: str) -> str:
+    lines = text.strip().splitlines()
+    return lines[-1][:500] if lines else "nothing on stderr"

@@ -1,0 +1,102 @@
+"""The operations behind `read_file` and `write_file`: one stream each, whatever the size."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import anyio
+
+from cwsandbox._client.stream import Exited
+from cwsandbox._stream_operation import StreamOperation
+from cwsandbox.exceptions import SandboxFileError
+
+if TYPE_CHECKING:
+    from cwsandbox._client.stream import ClientStream
+    from cwsandbox._core import SandboxCore
+
+__all__ = ["ReadFile", "WriteFile"]
+
+
+class _FileOperation(StreamOperation):
+    def __init__(self, sandbox: SandboxCore, filepath: str, timeout_seconds: float | None) -> None:
+        super().__init__(sandbox)
+        self.filepath = filepath
+        self._timeout_seconds = timeout_seconds
+
+    async def _until_done(self, stream: ClientStream) -> None:
+        while self._outcome is None:
+            await self._wait_changed()
+        seen = await self._exit_status()
+        if seen != Exited(0):
+            raise SandboxFileError(f"{self.filepath}: the transfer ended with {seen}", filepath=self.filepath)
+
+    def _params(self, sandbox_id: str) -> dict[str, Any]:
+        assert self.filepath is not None
+        return {
+            "sandbox_id": sandbox_id,
+            "path": self.filepath,
+            "timeout_seconds": self._timeout_seconds,
+            "wait_seconds": self._sandbox.wait_seconds,
+        }
+
+
+class ReadFile(_FileOperation):
+    """Reads a whole file."""
+
+    def __init__(self, sandbox: SandboxCore, filepath: str, timeout_seconds: float | None) -> None:
+        super().__init__(sandbox, filepath, timeout_seconds)
+        self._parts: list[bytes] = []
+        self._stream: ClientStream | None = None
+
+    async def __call__(self) -> bytes:
+        """The file's content. Cancelling ends the transfer."""
+        from cwsandbox.wire.channel import StreamKind
+        from cwsandbox.wire.streams import ReadOpen
+
+        sandbox_id = await self._sandbox.ensure_started()
+        stream = self._stream = await self._open(StreamKind.READ, ReadOpen(**self._params(sandbox_id)).to_params())
+        try:
+            await self._until_done(stream)
+        except anyio.get_cancelled_exc_class():
+            await self._give_up(stream)
+            raise
+        return self._parts[0] if len(self._parts) == 1 else b"".join(self._parts)
+
+    def data(self, code: int, data: bytes) -> None:
+        """A part of the file. The result is held in memory as a whole, so there is nothing to wait for."""
+        self._parts.append(data)
+        assert self._stream is not None
+        self._stream.consumed(len(data), code)
+
+
+class WriteFile(_FileOperation):
+    """Writes a whole file, atomically."""
+
+    def __init__(self, sandbox: SandboxCore, filepath: str, contents: bytes, timeout_seconds: float | None) -> None:
+        super().__init__(sandbox, filepath, timeout_seconds)
+        self._contents = contents
+
+    async def __call__(self) -> None:
+        """Write it. Cancelled before its end, the file is as it was."""
+        from cwsandbox.wire.channel import StreamKind
+        from cwsandbox.wire.streams import WriteOpen
+
+        sandbox_id = await self._sandbox.ensure_started()
+        params = WriteOpen(size=len(self._contents), **self._params(sandbox_id)).to_params()
+        stream = await self._open(StreamKind.WRITE, params)
+        try:
+            await self._send(stream)
+            await self._until_done(stream)
+        except anyio.get_cancelled_exc_class():
+            await self._give_up(stream)
+            raise
+
+    async def _send(self, stream: ClientStream) -> None:
+        rest = memoryview(self._contents)
+        while rest.nbytes and self._outcome is None:
+            if room := stream.room():
+                stream.send(bytes(rest[:room]))
+                rest = rest[room:]
+            else:
+                await self._wait_changed()
+        stream.send_eof()

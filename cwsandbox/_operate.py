@@ -1,0 +1,99 @@
+"""How the public objects run their operations: in a scope, shared by several callers, or while leaving a context."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any, TypeVar
+
+import anyio
+
+from cwsandbox._runtime.operation import OperationRef
+from cwsandbox._runtime.scope import ScopeClosedError
+from cwsandbox.exceptions import SandboxError, SandboxNotRunningError, SandboxTimeoutError
+
+if TYPE_CHECKING:
+    from collections.abc import Awaitable, Callable
+
+    from cwsandbox._runtime.scope import Scope
+
+__all__ = ["SharedOperation", "await_shielded", "operate"]
+
+T = TypeVar("T")
+
+
+def operate(
+    scope: Callable[[], Scope],
+    operation: Callable[..., Awaitable[T]],
+    *args: Any,
+    name: str,
+    ref: OperationRef[T] | None = None,
+) -> OperationRef[T]:
+    """Run an operation in a scope; returns at once. A scope that takes no more work fails the ref, not the caller."""
+    ref = OperationRef() if ref is None else ref
+    try:
+        return scope().start(operation, *args, ref=ref, name=name)
+    except ScopeClosedError as closed:
+        error = SandboxNotRunningError(
+            f"{name}: the session or context it belongs to was left, or the program is ending"
+        )
+        error.__cause__ = closed
+        ref._settle_error(error)
+        return ref
+
+
+async def await_shielded(ref: OperationRef[Any], seconds: float, what: str) -> None:
+    """Wait for an operation while a context is left, cancelled or not, but not for ever.
+
+    Raises:
+        SandboxTimeoutError: Not finished after `seconds`.
+    """
+    with anyio.move_on_after(seconds, shield=True):
+        await ref
+        return
+    raise SandboxTimeoutError(f"{what} has not finished after {seconds:g} s")
+
+
+class SharedOperation:
+    """An operation that several callers join: it runs once, in a task of its own, whoever of them is cancelled.
+
+    Args:
+        scope: Where it runs.
+        operation: What runs.
+        name: The task's name.
+    """
+
+    def __init__(self, scope: Callable[[], Scope], operation: Callable[[], Awaitable[None]], name: str) -> None:
+        self._scope = scope
+        self._operation = operation
+        self._name = name
+        self._running = False
+        self._done = anyio.Event()
+        self._error: Exception | None = None
+
+    @property
+    def over(self) -> bool:
+        """True once it has ended, well or not."""
+        return self._done.is_set()
+
+    async def join(self) -> None:
+        """Wait for it; the first joiner starts it. Cancelling stops this wait only.
+
+        Raises:
+            Exception: What it raised; every joiner gets the same.
+        """
+        if not self._running:
+            self._running = True
+            self._scope().start(self._run, name=self._name)
+        await self._done.wait()
+        if self._error is not None:
+            raise self._error.with_traceback(None)
+
+    async def _run(self) -> None:
+        try:
+            await self._operation()
+        except Exception as error:
+            self._error = error
+        except BaseException:
+            self._error = SandboxError(f"{self._name}: the context it belongs to was left before it had finished")
+            raise
+        finally:
+            self._done.set()

@@ -1,0 +1,112 @@
+"""What an exec, a read and a write have in common: one operation that is one stream of the exec channel."""
+
+from __future__ import annotations
+
+import uuid
+from typing import TYPE_CHECKING, Any
+
+import anyio
+
+from cwsandbox._client.errors import status_error
+from cwsandbox._client.stream import Exited, Lost, Refused, Signaled
+from cwsandbox.exceptions import SandboxFailedError, SandboxNotRunningError, SandboxTerminatedError
+from cwsandbox.status import SandboxStatus
+
+if TYPE_CHECKING:
+    from cwsandbox._client.stream import ClientStream, Outcome
+    from cwsandbox._core import SandboxCore
+    from cwsandbox.exceptions import CWSandboxError
+    from cwsandbox.wire.channel import StreamKind
+
+__all__ = ["StreamOperation"]
+
+_CANCEL_SECONDS = 5.0
+"""How long a cancelled operation waits for the gateway to confirm that the command is dead (design, section 3)."""
+
+
+class StreamOperation:
+    """Base of the operations on a sandbox that use a stream; the channel calls it (`StreamSink`), it wakes its task.
+
+    Runs on the scope's loop only.
+    """
+
+    filepath: str | None = None
+
+    def __init__(self, sandbox: SandboxCore) -> None:
+        self._sandbox = sandbox
+        self._changed = anyio.Event()
+        self._confirmed = False
+        self._outcome: Outcome | None = None
+
+    # What the channel calls.
+
+    def data(self, code: int, data: bytes) -> None:
+        """Nothing is expected from the gateway, unless a subclass says so."""
+
+    def eof(self, code: int) -> None:
+        """The end of the stream says all that an end of file could."""
+
+    def credit(self, code: int) -> None:
+        """More may be sent."""
+        self._wake()
+
+    def confirmed(self, info: dict[str, Any]) -> None:
+        """The gateway runs it: the sandbox is RUNNING."""
+        self._confirmed = True
+        self._sandbox.life.running()
+
+    def ended(self, outcome: Outcome) -> None:
+        """The stream is over."""
+        self._outcome = outcome
+        self._wake()
+
+    # What subclasses use.
+
+    async def _open(self, kind: StreamKind, params: dict[str, Any]) -> ClientStream:
+        """Open the stream on the sandbox's connection. The sandbox has been started."""
+        client = await self._sandbox.client()
+        return client.channel.open(kind, params, uuid.uuid4().hex, self)
+
+    def _wake(self) -> None:
+        self._changed.set()
+
+    async def _wait_changed(self) -> None:
+        """Wait until something happened since the last call."""
+        await self._changed.wait()
+        self._changed = anyio.Event()
+
+    async def _give_up(self, stream: ClientStream) -> None:
+        """Cancelled: have the gateway end it, and wait until it says that it has."""
+        stream.close()
+        with anyio.move_on_after(_CANCEL_SECONDS, shield=True):
+            await stream.wait_closed()
+
+    async def _exit_status(self) -> Exited | Signaled:
+        """How it ended, if the gateway saw an end.
+
+        Raises:
+            CWSandboxError: The gateway refused or failed it, or the stream was lost.
+        """
+        match self._outcome:
+            case Exited() | Signaled() as seen:
+                return seen
+            case Refused(status):
+                error = status_error(status, sandbox_id=self._sandbox.sandbox_id, filepath=self.filepath)
+                if isinstance(error, SandboxNotRunningError) and not self._confirmed:
+                    await self._raise_ended(error)
+                raise error
+            case Lost(error):
+                raise error
+            case None:
+                raise AssertionError("the stream is not over")
+
+    async def _raise_ended(self, refusal: CWSandboxError) -> None:
+        """The sandbox ended before the operation could run: say how, unless that was our own doing."""
+        await self._sandbox.refresh()
+        life = self._sandbox.life
+        if life.stop_owned:
+            return
+        if life.status is SandboxStatus.FAILED:
+            raise SandboxFailedError(self._sandbox.ended_message(), reason=refusal.reason) from refusal
+        if life.status is SandboxStatus.TERMINATED:
+            raise SandboxTerminatedError(self._sandbox.ended_message(), reason=refusal.reason) from refusal

@@ -1,0 +1,143 @@
+"""Checks of what a caller passes in: a wrong value fails at the call, by its name, before anything is sent."""
+
+from __future__ import annotations
+
+import math
+import os
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
+
+__all__ = [
+    "check_bytes",
+    "check_command",
+    "check_cwd",
+    "check_environment",
+    "check_path",
+    "check_seconds",
+    "check_strings",
+]
+
+
+def check_command(command: Sequence[str]) -> list[str]:
+    """An argument vector as a list of str.
+
+    Raises:
+        TypeError: A bare str (it would be split into characters), or an item that is neither str nor path-like.
+        ValueError: Empty, or with a NUL byte.
+    """
+    if isinstance(command, str | bytes):
+        raise TypeError(
+            f"command must be a list of arguments, not {type(command).__name__}; "
+            f'write ["/bin/sh", "-c", {command!r}] to run a shell line'
+        )
+    argv = [_text(item, f"command[{index}]") for index, item in enumerate(command)]
+    if not argv:
+        raise ValueError("command must not be empty")
+    if not argv[0]:
+        raise ValueError("command[0], the program, must not be empty")
+    return argv
+
+
+def check_cwd(cwd: str | os.PathLike[str] | None) -> str | None:
+    """A working directory in the sandbox: absolute, or None for the sandbox's own.
+
+    Raises:
+        TypeError: Neither str nor path-like.
+        ValueError: Empty, relative, or with a NUL byte.
+    """
+    if cwd is None:
+        return None
+    text = _text(cwd, "cwd")
+    if not text.startswith("/"):
+        raise ValueError(f"cwd must be an absolute path in the sandbox, not {text!r}")
+    return text
+
+
+def check_path(path: str | os.PathLike[str]) -> str:
+    """A path in the sandbox.
+
+    Raises:
+        TypeError: Neither str nor path-like.
+        ValueError: Empty, or with a NUL byte.
+    """
+    text = _text(path, "filepath")
+    if not text:
+        raise ValueError("filepath must not be empty")
+    return text
+
+
+def check_environment(environment: Mapping[str, str] | None, name: str) -> dict[str, str]:
+    """Environment variables as a dict.
+
+    Raises:
+        TypeError: Not a mapping of str to str.
+        ValueError: An empty name, one with "=", or a NUL byte. The message never shows a value.
+    """
+    if environment is None:
+        return {}
+    if not isinstance(environment, Mapping):
+        raise TypeError(f"{name} must be a dict of str to str, not {type(environment).__name__}")
+    for key, value in environment.items():
+        _text(key, f"a name in {name}")
+        if not key or "=" in key:
+            raise ValueError(f"{name}: {key!r} cannot be the name of an environment variable")
+        if not isinstance(value, str):
+            raise TypeError(f"{name}[{key!r}] must be a str, not {type(value).__name__}")
+        if "\0" in value:
+            raise ValueError(f"{name}[{key!r}] has a NUL byte")
+    return dict(environment)
+
+
+def check_seconds(value: float | None, name: str, *, positive: bool = False) -> float | None:
+    """A number of seconds, or None. Infinity is allowed and means no limit.
+
+    Raises:
+        TypeError: Not a number.
+        ValueError: NaN, negative, or zero where `positive` is wanted.
+    """
+    if value is None:
+        return None
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        raise TypeError(f"{name} must be a number of seconds, not {type(value).__name__}")
+    if math.isnan(value) or value < 0 or (positive and value == 0):
+        raise ValueError(f"{name} must be {'positive' if positive else 'zero or more'} seconds, not {value!r}")
+    return value
+
+
+def check_strings(values: Iterable[str] | None, name: str) -> list[str] | None:
+    """A list of strings, or None.
+
+    Raises:
+        TypeError: A bare str, or an item that is not a str.
+        ValueError: A NUL byte in an item.
+    """
+    if values is None:
+        return None
+    if isinstance(values, str | bytes):
+        raise TypeError(
+            f"{name} must be a list of strings, not the {type(values).__name__} {values!r}; write [{values!r}]"
+        )
+    return [_text(value, f"{name}[{index}]", paths=False) for index, value in enumerate(values)]
+
+
+def check_bytes(data: Any, name: str) -> bytes:
+    """A copy-free look at bytes-like data as bytes.
+
+    Raises:
+        TypeError: Not bytes-like; a str has to be encoded by the caller.
+    """
+    if isinstance(data, bytes):
+        return data
+    if isinstance(data, bytearray | memoryview):
+        return bytes(data)
+    hint = '; encode it first: text.encode("utf-8")' if isinstance(data, str) else ""
+    raise TypeError(f"{name} must be bytes, not {type(data).__name__}{hint}")
+
+
+def _text(value: Any, name: str, *, paths: bool = True) -> str:
+    text = os.fspath(value) if paths and isinstance(value, os.PathLike) else value
+    if not isinstance(text, str):
+        raise TypeError(f"{name} must be a str, not {type(value).__name__}")
+    if "\0" in text:
+        raise ValueError(f"{name} has a NUL byte: {text!r}")
+    return text

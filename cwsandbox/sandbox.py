@@ -1,0 +1,630 @@
+"""`Sandbox`: run commands and move files in an isolated environment."""
+
+from __future__ import annotations
+
+import logging
+import threading
+import warnings
+from functools import partial
+from typing import TYPE_CHECKING, Any, Self, cast
+
+from cwsandbox._core import SandboxCore
+from cwsandbox._exec import ExecOperation
+from cwsandbox._files import ReadFile, WriteFile
+from cwsandbox._lifecycle import Phase
+from cwsandbox._listing import ListQuery
+from cwsandbox._operate import SharedOperation, await_shielded
+from cwsandbox._request import SandboxRequest
+from cwsandbox._runtime.operation import OperationRef
+from cwsandbox._runtime.scope import Scope
+from cwsandbox._stopping import stop_sandbox
+from cwsandbox._validate import check_bytes, check_command, check_cwd, check_environment, check_path, check_seconds
+from cwsandbox.defaults import SandboxDefaults
+from cwsandbox.exceptions import SandboxNotRunningError
+from cwsandbox.process import Process
+
+if TYPE_CHECKING:
+    import builtins
+    import os
+    from collections.abc import Generator, Mapping, Sequence
+    from datetime import datetime
+    from types import TracebackType
+
+    from cwsandbox.options import NetworkOptions, ResourceOptions, Secret
+    from cwsandbox.session import Session
+    from cwsandbox.status import SandboxStatus
+    from cwsandbox.wire.resources import Sandbox as Record
+
+__all__ = ["Sandbox"]
+
+logger = logging.getLogger("cwsandbox")
+
+_GRACE_SECONDS = 10.0
+_LEAVE_SLACK_SECONDS = 10.0
+"""What leaving a cancelled `async with` allows beyond the grace period, for requests and for the kill."""
+
+
+class Sandbox:
+    """An isolated environment to run commands in.
+
+    Constructing one does no I/O; the first operation that needs it starts it (`exec`, `read_file`, `write_file`,
+    `wait`, `wait_until_complete`, `await sandbox`, entering a context). Leaving `with` or `async with` stops it.
+
+    Operations return at once with a ref: `.result()` in sync code, `await` in async code, any thread and any event
+    loop. Under `async with` they run as tasks of the caller's own loop, asyncio or trio; elsewhere on a background
+    thread. A sandbox belongs to the first of these that used it.
+
+    Args:
+        command: Main command; the default keeps the sandbox alive until it is stopped.
+        args: Its arguments. A command without args has none; default args go with the default command only.
+        defaults: Values for what is not given here; a mapping is read by `SandboxDefaults.from_dict`.
+        container_image: Image to run.
+        tags: Labels, after those of the defaults.
+        base_url: The gateway: `http(s)://host[:port]`, `unix:///path`, or "local" for the embedded one. Default:
+            `CWSANDBOX_BASE_URL`, the defaults, the embedded gateway.
+        request_timeout_seconds: Limit for a request, for waiting, and for a command without its own (default 300).
+        max_lifetime_seconds: When the gateway ends the sandbox, counted from its creation.
+        profile_ids: Profiles it may run with; an empty list clears those of the defaults.
+        runner_ids: Runners it may run on; likewise.
+        resources: CPU, memory, GPU: `ResourceOptions`, or a dict in its nested or flat form.
+        mounted_files: Read-only files, as dicts of `path` and `content` (or `mount_path` and `file_content`).
+        s3_mount: Dict of `bucket`, `mount_path` and optionally `directory`.
+        ports: Dicts of `container_port` and optionally `name` and `protocol`.
+        network: `NetworkOptions` or a dict of its fields.
+        max_timeout_seconds: Forwarded to the gateway: the longest limit that an operation may ask for.
+        environment_variables: For every command, over those of the defaults. Not for secrets.
+        annotations: Metadata for the runner, over that of the defaults.
+        secrets: `Secret`s or dicts of their fields, after those of the defaults.
+
+    Raises:
+        TypeError: A value of the wrong type, or an unknown keyword.
+        ValueError: A value that cannot be meant; the message names it.
+    """
+
+    def __init__(
+        self,
+        *,
+        command: str | None = None,
+        args: Sequence[str] | None = None,
+        defaults: SandboxDefaults | Mapping[str, Any] | None = None,
+        container_image: str | None = None,
+        tags: Sequence[str] | None = None,
+        base_url: str | None = None,
+        request_timeout_seconds: float | None = None,
+        max_lifetime_seconds: float | None = None,
+        profile_ids: Sequence[str] | None = None,
+        runner_ids: Sequence[str] | None = None,
+        resources: ResourceOptions | Mapping[str, Any] | None = None,
+        mounted_files: Sequence[Mapping[str, Any]] | None = None,
+        s3_mount: Mapping[str, Any] | None = None,
+        ports: Sequence[Mapping[str, Any]] | None = None,
+        network: NetworkOptions | Mapping[str, Any] | None = None,
+        max_timeout_seconds: int | None = None,
+        environment_variables: Mapping[str, str] | None = None,
+        annotations: Mapping[str, str] | None = None,
+        secrets: Sequence[Secret | Mapping[str, Any]] | None = None,
+    ) -> None:
+        chosen = SandboxDefaults.of(defaults)
+        request = SandboxRequest.build(
+            chosen,
+            command=command,
+            args=args,
+            container_image=container_image,
+            tags=tags,
+            max_lifetime_seconds=max_lifetime_seconds,
+            profile_ids=profile_ids,
+            runner_ids=runner_ids,
+            resources=resources,
+            mounted_files=mounted_files,
+            s3_mount=s3_mount,
+            ports=ports,
+            network=network,
+            max_timeout_seconds=max_timeout_seconds,
+            environment_variables=environment_variables,
+            annotations=annotations,
+            secrets=secrets,
+        )
+        self._adopt_core(SandboxCore(request, chosen, base_url, request_timeout_seconds))
+
+    def _adopt_core(self, core: SandboxCore) -> None:
+        self._core = core
+        self._life = core.life
+        self._lock = threading.Lock()
+        self._own_scope: Scope | None = None
+        self._session: Session | None = None
+        self._stopping: SharedOperation | None = None
+
+    @classmethod
+    def _from_record(cls, record: Record, core: SandboxCore) -> Self:
+        """The face of a sandbox that the gateway told of; it will use the same gateway as `core`."""
+        sandbox = cls.__new__(cls)
+        sandbox._adopt_core(core.sibling())
+        sandbox._life.observe(record)
+        return sandbox
+
+    # Class methods.
+
+    @classmethod
+    def run(cls, *args: str, **kwargs: Any) -> Self:
+        """Start a sandbox and return once the gateway has accepted it; it need not run yet.
+
+        The first positional argument is the main command, the rest its arguments; none at all keeps the sandbox alive
+        until it is stopped. Keywords are those of the constructor without `command`, `args` and `base_url`.
+
+        This blocks: in async code construct `Sandbox()` and use `async with` or `await`.
+
+        Raises:
+            CWSandboxError: As `start`.
+            TypeError: An unknown keyword.
+        """
+        if refused := sorted({"command", "args", "base_url"} & kwargs.keys()):
+            raise TypeError(
+                f"Sandbox.run() takes no {', '.join(refused)}: the command and its arguments are positional, and "
+                "Sandbox(base_url=...) names a gateway"
+            )
+        argv = check_command(args) if args else []
+        sandbox = cls(command=argv[0] if argv else None, args=argv[1:] if argv else None, **kwargs)
+        sandbox.start().result()
+        return sandbox
+
+    @classmethod
+    def session(cls, defaults: SandboxDefaults | Mapping[str, Any] | None = None) -> Session:
+        """A `Session` with these defaults."""
+        from cwsandbox.session import Session
+
+        return Session(defaults)
+
+    @classmethod
+    def list(
+        cls,
+        *,
+        tags: Sequence[str] | None = None,
+        status: SandboxStatus | str | None = None,
+        profile_ids: Sequence[str] | None = None,
+        runner_ids: Sequence[str] | None = None,
+        include_stopped: bool = False,
+        base_url: str | None = None,
+        timeout_seconds: float | None = None,
+    ) -> OperationRef[builtins.list[Self]]:
+        """The sandboxes that match all that is given.
+
+        Args:
+            tags: All of these tags.
+            status: This status only; a terminal one includes stopped sandboxes.
+            profile_ids: Any of these profiles.
+            runner_ids: Any of these runners.
+            include_stopped: Also those that ended, as long as the gateway remembers them.
+            base_url: The gateway; default as in the constructor.
+            timeout_seconds: Limit for the call (default 300).
+
+        Raises:
+            ValueError: From the ref: `status` is not a `SandboxStatus` value.
+        """
+        finder = SandboxCore(None, SandboxDefaults(), base_url, timeout_seconds)
+        query = ListQuery(tags, status, profile_ids, runner_ids, include_stopped)
+        return finder.operate(cls._list, finder, query, name="list sandboxes")
+
+    @classmethod
+    def from_id(
+        cls, sandbox_id: str, *, base_url: str | None = None, timeout_seconds: float | None = None
+    ) -> OperationRef[Self]:
+        """Attach to a sandbox that exists, an ended one included.
+
+        Raises:
+            SandboxNotFoundError: From the ref: no such sandbox.
+        """
+        finder = SandboxCore(None, SandboxDefaults(), base_url, timeout_seconds)
+        return finder.operate(cls._find, finder, sandbox_id, name="find sandbox")
+
+    @classmethod
+    def delete(
+        cls,
+        sandbox_id: str,
+        *,
+        base_url: str | None = None,
+        timeout_seconds: float | None = None,
+        missing_ok: bool = False,
+    ) -> OperationRef[None]:
+        """Kill a sandbox at once and have the gateway forget it.
+
+        Raises:
+            SandboxNotFoundError: From the ref: no such sandbox, and not `missing_ok`.
+        """
+        finder = SandboxCore(None, SandboxDefaults(), base_url, timeout_seconds)
+        return finder.operate(_delete, finder, sandbox_id, missing_ok, name="delete sandbox")
+
+    @classmethod
+    async def _find(cls, finder: SandboxCore, sandbox_id: str) -> Self:
+        return cls._from_record(await finder.get(sandbox_id), finder)
+
+    @classmethod
+    async def _list(cls, finder: SandboxCore, query: ListQuery) -> builtins.list[Self]:
+        return [cls._from_record(record, finder) for record in await query.run(finder)]
+
+    # Properties: cached, no I/O.
+
+    @property
+    def sandbox_id(self) -> str | None:
+        """The id; None before the start was accepted."""
+        return self._life.sandbox_id
+
+    @property
+    def status(self) -> SandboxStatus | None:
+        """The last observed status; None before the start. `get_status` asks anew."""
+        return self._life.status
+
+    @property
+    def status_updated_at(self) -> datetime | None:
+        """When `status` was last confirmed (aware, UTC)."""
+        return self._life.status_updated_at
+
+    @property
+    def returncode(self) -> int | None:
+        """The main command's exit code once the sandbox was seen COMPLETED; else None."""
+        return self._life.exit_code
+
+    @property
+    def started_at(self) -> datetime | None:
+        """When it began to run (aware, UTC); None before, and where the gateway did not say."""
+        if self._life.phase is Phase.STARTING:
+            return None
+        return cast("datetime | None", self._core.reported("start_time"))
+
+    @property
+    def runner_id(self) -> str | None:
+        """The runner it runs or ran on."""
+        return cast("str | None", self._core.reported("runner_id"))
+
+    @property
+    def profile_id(self) -> str | None:
+        """The profile it runs with."""
+        return cast("str | None", self._core.reported("profile_id"))
+
+    @property
+    def runner_group_id(self) -> str | None:
+        """The group of its runner."""
+        return cast("str | None", self._core.reported("runner_group_id"))
+
+    @property
+    def service_address(self) -> str | None:
+        """Where its exposed ports are reached."""
+        return cast("str | None", self._core.reported("service_address"))
+
+    @property
+    def exposed_ports(self) -> tuple[tuple[int, str], ...] | None:
+        """Its exposed ports as (container port, name)."""
+        ports = self._core.reported("exposed_ports")
+        return tuple((port.container_port, port.name or "") for port in ports) if ports else None
+
+    @property
+    def applied_ingress_mode(self) -> str | None:
+        """The ingress mode in force."""
+        return cast("str | None", self._core.reported("applied_ingress_mode"))
+
+    @property
+    def applied_egress_mode(self) -> str | None:
+        """The egress mode in force."""
+        return cast("str | None", self._core.reported("applied_egress_mode"))
+
+    @property
+    def isolation(self) -> str | None:
+        """How strongly it is separated from its host: "namespaces" or "process"; None before it runs."""
+        return cast("str | None", self._core.reported("isolation"))
+
+    @property
+    def resource_limits(self) -> dict[str, str] | None:
+        """Limits in force: keys cpu, memory."""
+        return self._amounts("limits")
+
+    @property
+    def resource_requests(self) -> dict[str, str] | None:
+        """Guarantees in force: keys cpu, memory."""
+        return self._amounts("requests")
+
+    @property
+    def resource_gpu(self) -> dict[str, Any] | None:
+        """The GPU in force: keys count, type, memory_gb."""
+        requirements = self._core.reported("effective_resource_requirements")
+        gpu = requirements.requests.gpu if requirements and requirements.requests else None
+        if gpu is None:
+            return None
+        fields = {"count": gpu.count, "type": gpu.type, "memory_gb": gpu.memory_gb}
+        return {key: value for key, value in fields.items() if value}
+
+    @property
+    def exec_stats(self) -> dict[str, int]:
+        """How many commands were run through this object, and how they ended."""
+        return self._core.stats.snapshot()
+
+    def _amounts(self, side: str) -> dict[str, str] | None:
+        requirements = self._core.reported("effective_resource_requirements")
+        amounts = getattr(requirements, side) if requirements else None
+        if amounts is None:
+            return None
+        return {key: getattr(amounts, key) for key in ("cpu", "memory") if getattr(amounts, key)} or None
+
+    # Starting, waiting, stopping.
+
+    def start(self) -> OperationRef[None]:
+        """Ask the gateway to start the sandbox; the ref resolves when it has accepted.
+
+        Concurrent and repeated calls make one sandbox. Cancelling whoever awaits it gives the start up and stops what
+        may have been made.
+
+        Raises:
+            SandboxNotRunningError: From the ref: it was stopped before it was started.
+            CWSandboxAuthenticationError: From the ref: the credentials were rejected.
+            SandboxTimeoutError: From the ref: no answer within the request timeout.
+            SandboxError: From the ref: the gateway refused; the message says what to change.
+        """
+        return self._core.operate(self._core.start, name="start sandbox")
+
+    def wait(self, timeout: float | None = None) -> Self:
+        """Block until the sandbox runs (or has completed). In async code `await sandbox`.
+
+        Args:
+            timeout: Seconds to wait once it was started; None is the request timeout, infinity waits as long as it
+                takes.
+
+        Raises:
+            SandboxFailedError: It failed.
+            SandboxTerminatedError: It was stopped.
+            SandboxNotRunningError: Our own stop came first.
+            SandboxTimeoutError: It does not run after `timeout`; it is not stopped.
+        """
+        check_seconds(timeout, "timeout")
+        self._core.operate(self._core.wait_running, timeout, name="wait until running").result()
+        return self
+
+    def wait_until_complete(
+        self, timeout: float | None = None, *, raise_on_termination: bool = True
+    ) -> OperationRef[Self]:
+        """Wait for the main command to end; `returncode` then tells how.
+
+        Args:
+            timeout: As in `wait`.
+            raise_on_termination: False takes a sandbox that was stopped as complete.
+
+        Raises:
+            SandboxFailedError: From the ref: it failed.
+            SandboxTerminatedError: From the ref: it was stopped, and `raise_on_termination`.
+            SandboxTimeoutError: From the ref: not complete after `timeout`.
+        """
+        check_seconds(timeout, "timeout")
+        return self._core.operate(self._wait_complete, timeout, raise_on_termination, name="wait until complete")
+
+    def __await__(self) -> Generator[Any, None, Self]:
+        """Start if needed, and wait until the sandbox runs. Raises as `wait`."""
+        return self._watch_running().__await__()
+
+    def get_status(self) -> SandboxStatus:
+        """Ask the gateway for the present status. Blocks the calling thread, an event loop's too, for one request.
+
+        Raises:
+            SandboxNotRunningError: It was never started.
+        """
+        match self._life.phase:
+            case Phase.NOT_STARTED:
+                raise SandboxNotRunningError("the sandbox was not started yet: call start() or run something in it")
+            case Phase.CANCELLED:
+                raise SandboxNotRunningError("the sandbox was stopped before it was started")
+            case Phase.TERMINAL:
+                self._life.confirm()
+            case _:
+                # Not in our own scope: its loop may be the one that this call blocks.
+                probe = self._core.sibling()
+                assert self.sandbox_id is not None
+                self._life.observe(probe.operate(probe.get, self.sandbox_id, name="get status").result())
+        assert self._life.status is not None
+        return self._life.status
+
+    def stop(
+        self,
+        *,
+        snapshot_on_stop: bool = False,
+        graceful_shutdown_seconds: float = _GRACE_SECONDS,
+        missing_ok: bool = False,
+    ) -> OperationRef[None]:
+        """Stop the sandbox: TERM to the main command, a grace period, then KILL to everything.
+
+        Stopping one that was never started cancels it. Concurrent calls share one stop with the first call's
+        parameters.
+
+        Args:
+            snapshot_on_stop: Keep a snapshot of its files.
+            graceful_shutdown_seconds: The grace period.
+            missing_ok: A sandbox that the gateway does not know is taken as stopped.
+
+        Returns:
+            A ref that resolves when the sandbox has ended. Cancelling whoever awaits it stops the waiting only.
+
+        Raises:
+            SandboxNotFoundError: From the ref: unknown to the gateway, and not `missing_ok`.
+            SandboxError: From the ref: the gateway could not stop it; a later call tries again.
+        """
+        check_seconds(graceful_shutdown_seconds, "graceful_shutdown_seconds")
+        with self._lock:
+            if self._life.ended or self._life.cancel():
+                self._leave_session()
+                return OperationRef.completed(None)
+            if self._stopping is None or self._stopping.over:
+                work = partial(
+                    self._stop,
+                    snapshot=snapshot_on_stop,
+                    grace_seconds=graceful_shutdown_seconds,
+                    missing_ok=missing_ok,
+                )
+                self._stopping = SharedOperation(self._core.scope, work, "stop sandbox")
+            stopping = self._stopping
+        return self._core.operate(stopping.join, name="stop sandbox")
+
+    # Commands and files.
+
+    def exec(
+        self,
+        command: Sequence[str],
+        *,
+        cwd: str | None = None,
+        check: bool = False,
+        timeout_seconds: float | None = None,
+        stdin: bool = False,
+        env: Mapping[str, str] | None = None,
+    ) -> Process:
+        """Run a command; starts the sandbox and waits until it runs, if needed.
+
+        Args:
+            command: Program and arguments; no shell is involved.
+            cwd: Absolute directory in the sandbox; default is the sandbox's own.
+            check: Raise `SandboxExecutionError` for a non-zero exit.
+            timeout_seconds: Limit for the command, from its start on; the gateway kills it and what it started. Default
+                is the request timeout, infinity has no limit.
+            stdin: Give it a `process.stdin`; else its input is empty.
+            env: Environment variables for this command, over the sandbox's.
+
+        Returns:
+            The running command; what goes wrong from here on is raised when its result is asked for.
+
+        Raises:
+            TypeError: `command` is a str, or a value has the wrong type.
+            ValueError: Empty command, relative `cwd`, NUL bytes, a time-out that is negative or NaN.
+
+        Cancelling the task that awaits it kills the command and everything it started.
+        """
+        argv = check_command(command)
+        directory = check_cwd(cwd)
+        variables = check_environment(env, "env")
+        limit = self._core.limit(timeout_seconds)
+        process = Process(argv, stdin=bool(stdin))
+        operation = ExecOperation(self._core, process, cwd=directory, env=variables, check=check, timeout_seconds=limit)
+        self._core.stats.add("exec_count")
+        process.add_done_callback(lambda ref: operation.settle(ref._error))
+        self._core.operate(operation, ref=process, name="exec")
+        return process
+
+    def read_file(
+        self, filepath: str | os.PathLike[str], *, timeout_seconds: float | None = None
+    ) -> OperationRef[bytes]:
+        """Read a whole file.
+
+        Args:
+            filepath: Path in the sandbox.
+            timeout_seconds: Limit for the transfer (default: the request timeout).
+
+        Raises:
+            SandboxFileError: From the ref: no such file, a directory, no permission; see `reason` and `filepath`.
+        """
+        path, limit = check_path(filepath), self._core.limit(timeout_seconds)
+        return self._core.operate(ReadFile(self._core, path, limit), name="read file")
+
+    def write_file(
+        self, filepath: str | os.PathLike[str], contents: bytes, *, timeout_seconds: float | None = None
+    ) -> OperationRef[None]:
+        """Write a whole file, atomically; missing parent directories are made.
+
+        Args:
+            filepath: Path in the sandbox; an existing file is replaced and keeps its mode.
+            contents: Bytes; encode text first.
+            timeout_seconds: Limit for the transfer (default: the request timeout).
+
+        Raises:
+            TypeError: `contents` is not bytes-like.
+            SandboxFileError: From the ref: a directory, no permission, no space; see `reason` and `filepath`.
+        """
+        path, limit = check_path(filepath), self._core.limit(timeout_seconds)
+        return self._core.operate(
+            WriteFile(self._core, path, check_bytes(contents, "contents"), limit), name="write file"
+        )
+
+    # Contexts.
+
+    def __enter__(self) -> Self:
+        self.start().result()
+        return self
+
+    def __exit__(
+        self, exc_type: type[BaseException] | None, exc: BaseException | None, tb: TracebackType | None
+    ) -> None:
+        if self.sandbox_id is None:
+            return
+        try:
+            self.stop().result()
+        except Exception as error:
+            self._leave_failed(error, body=exc)
+
+    async def __aenter__(self) -> Self:
+        if not self._core.bound:
+            scope = self._own_scope = await Scope("sandbox").enter()
+            self._core.belong_to(lambda: scope)
+        try:
+            await self.start()
+        except BaseException:
+            await self._leave_own_scope()
+            raise
+        return self
+
+    async def __aexit__(
+        self, exc_type: type[BaseException] | None, exc: BaseException | None, tb: TracebackType | None
+    ) -> None:
+        try:
+            if self.sandbox_id is not None:
+                await await_shielded(self.stop(), _GRACE_SECONDS + _LEAVE_SLACK_SECONDS, f"stopping {self!r}")
+        except Exception as error:
+            self._leave_failed(error, body=exc)
+        finally:
+            await self._leave_own_scope()
+
+    def _leave_failed(self, error: Exception, *, body: BaseException | None) -> None:
+        """The body's own exception wins; a failed stop alone is raised."""
+        if body is None:
+            raise error
+        logger.warning("stopping %r failed: %s", self, error)
+
+    async def _leave_own_scope(self) -> None:
+        scope, self._own_scope = self._own_scope, None
+        if scope is not None:
+            await scope.aclose()
+
+    def __repr__(self) -> str:
+        return repr(self._core)
+
+    def __del__(self) -> None:
+        # An object whose construction failed has no life.
+        core = getattr(self, "_core", None)
+        if core is not None and core.started_here and not core.life.ended:
+            warnings.warn(
+                f"{self!r} was never stopped: use `with`, `async with`, or stop()",
+                ResourceWarning,
+                source=self,
+                stacklevel=1,
+            )
+
+    # For operations.
+
+    def _watch_running(self) -> OperationRef[Self]:
+        """Resolves to the sandbox when it runs."""
+        return self._core.operate(self._wait_running, None, name="wait until running")
+
+    async def _wait_running(self, timeout: float | None) -> Self:
+        await self._core.wait_running(timeout)
+        return self
+
+    async def _wait_complete(self, timeout: float | None, raise_on_termination: bool) -> Self:
+        await self._core.wait_complete(timeout, raise_on_termination=raise_on_termination)
+        return self
+
+    async def _stop(self, *, snapshot: bool, grace_seconds: float, missing_ok: bool) -> None:
+        try:
+            await stop_sandbox(self._core, snapshot=snapshot, grace_seconds=grace_seconds, missing_ok=missing_ok)
+        finally:
+            if self._life.ended:
+                self._leave_session()
+
+    def _leave_session(self) -> None:
+        """Nothing can be run in it any more, so there is nothing left for its session to stop."""
+        if self._session is not None:
+            self._session._forget(self)
+
+
+async def _delete(finder: SandboxCore, sandbox_id: str, missing_ok: bool) -> None:
+    client = await finder.client()
+    await client.api.delete(sandbox_id, allow_missing=missing_ok, timeout=finder.timeout)

@@ -1,0 +1,108 @@
+"""`results` and `wait`: for several operations at once, from sync code."""
+
+from __future__ import annotations
+
+import math
+import threading
+import time
+from contextlib import ExitStack
+from typing import TYPE_CHECKING, Any, TypeAlias, TypeVar, overload
+
+from cwsandbox._runtime.operation import OperationRef
+from cwsandbox._validate import check_seconds
+from cwsandbox.sandbox import Sandbox
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Sequence
+
+__all__ = ["Waitable", "results", "wait"]
+
+T = TypeVar("T")
+Waitable: TypeAlias = Sandbox | OperationRef[Any]
+W = TypeVar("W", Sandbox, OperationRef[Any], Waitable)
+
+
+@overload
+def results(refs: OperationRef[T]) -> T: ...
+@overload
+def results(refs: Iterable[OperationRef[T]]) -> list[T]: ...
+def results(refs: OperationRef[T] | Iterable[OperationRef[T]]) -> T | list[T]:
+    """Block for the value of one ref, or for the values of several in their order.
+
+    Raises:
+        TypeError: An item is not a ref.
+        Exception: What the first failing ref raises; the others go on.
+    """
+    if isinstance(refs, OperationRef):
+        return refs.result()
+    items = list(refs)
+    for item in items:
+        if not isinstance(item, OperationRef):
+            raise TypeError(f"results() takes refs such as those of exec() or read_file(), not {type(item).__name__}")
+    return [item.result() for item in items]
+
+
+def wait(
+    waitables: Sequence[W], num_returns: int | None = None, timeout: float | None = None
+) -> tuple[list[W], list[W]]:
+    """Block until some or all are done.
+
+    A sandbox is done when it runs (it is started if needed), a ref when it finished. A failure counts as done and is
+    not raised here: ask the item. What is pending goes on and may be waited for again.
+
+    Args:
+        waitables: Sandboxes, refs and processes, mixed as you like.
+        num_returns: Return when so many are done; None waits for all.
+        timeout: Seconds to wait at the most; 0 looks without waiting.
+
+    Returns:
+        (done, pending), both in the order given; `done` has at most `num_returns` items.
+
+    Raises:
+        ValueError: `num_returns` is less than 1, or `timeout` negative or NaN.
+        TypeError: An item can not be waited for.
+        RuntimeError: Called on the event loop that has to do the work; use `await` there.
+    """
+    if num_returns is not None and num_returns < 1:
+        raise ValueError(f"num_returns must be at least 1, not {num_returns}")
+    check_seconds(timeout, "timeout")
+    items = list(waitables)
+    refs = [_ref(item) for item in items]
+    wanted = len(refs) if num_returns is None else min(num_returns, len(refs))
+    _wait_for(refs, wanted, timeout)
+    done: list[W] = []
+    pending: list[W] = []
+    for item, ref in zip(items, refs, strict=True):
+        (done if ref._finished and len(done) < wanted else pending).append(item)
+    return done, pending
+
+
+def _ref(item: Waitable) -> OperationRef[Any]:
+    if isinstance(item, OperationRef):
+        return item
+    if isinstance(item, Sandbox):
+        return item._watch_running()
+    raise TypeError(f"wait() takes sandboxes, refs and processes, not {type(item).__name__}")
+
+
+def _wait_for(refs: Sequence[OperationRef[Any]], wanted: int, timeout: float | None) -> None:
+    changed = threading.Condition()
+    finished = 0
+
+    def count(_: OperationRef[Any]) -> None:
+        nonlocal finished
+        with changed:
+            finished += 1
+            changed.notify()
+
+    for ref in refs:
+        if ref._loop is not None and ref._loop.is_current():
+            raise RuntimeError("wait() would block the event loop that has to do the work; await the items instead")
+        ref.add_done_callback(count)
+    deadline = math.inf if timeout is None else time.monotonic() + timeout
+    with ExitStack() as waiting, changed:
+        for ref in refs:
+            ref._wait_begins()  # like result(): a stalled reader must not keep the command from finishing
+            waiting.callback(ref._wait_ends)
+        while finished < wanted and (left := deadline - time.monotonic()) > 0:
+            changed.wait(min(left, threading.TIMEOUT_MAX))
