@@ -1,39 +1,41 @@
 """The exec channel: one connection that carries many streams, as a state machine without I/O.
 
-Both sides use it. The transport hands every received message to `Channel.receive` and acts on the events; after any call it
-sends what `Channel.message_to_send` gives until that is None. Time comes in as arguments, on any monotonic clock. A WebSocket
-has to carry binary messages of up to `MAX_MESSAGE_BYTES`, in order.
+Both sides use it. The transport hands every received message to `Channel.receive` and acts on the events; after any
+call it sends what `Channel.message_to_send` gives until that is None. Time comes in as arguments, on any monotonic
+clock. A WebSocket has to carry binary messages of up to `MAX_MESSAGE_BYTES`, in order.
 
-How a stream ends. Each side closes once; `Closed` reports the peer's CLOSE; the channel forgets a stream when both are through:
+How a stream ends. Each side closes once; `Closed` reports the peer's CLOSE; the channel forgets a stream when both
+are through:
 
     peer's CLOSE    own close()    state
     no              no             open
-    no              yes            closing: what is queued goes out, then CLOSE. Of the peer only result and Closed are reported
-    yes             no             half-open (server): the command is to be killed, then `close()` is called. A client's channel
-                                   calls close() itself, at once
+    no              yes            closing: what is queued goes out, then CLOSE. Of the peer only its result and
+                                   Closed are reported
+    yes             no             half-open (server): the command is to be killed, then `close()` is called. A
+                                   client's channel calls close() itself, at once
     yes             yes            closed, as soon as CLOSE has been sent; late frames for the number are ignored
 
-So the usual end is the server's result and CLOSE, answered by the client's channel. A client that closes first gives up: the server
-kills, closes, and the client's `Closed` says that the command is dead.
+So the usual end is the server's result and CLOSE, answered by the client's channel. A client that closes first
+gives up: the server kills, closes, and the client's `Closed` says that the command is dead.
 
-How a connection is replaced. The client calls `resume` for each new transport, the server `abandon` on the old channel. The client
-asks for every stream again, saying what it received, and holds everything but CLOSE until the server says what that has. The
-server reports `Opened`, with `stream.attach` set if the client has heard of the stream before:
+How a connection is replaced. The client calls `resume` for each new transport, the server `abandon` on the old
+channel. The client asks for every stream again, saying what it received, and holds everything but CLOSE until the
+server says what that has. The server reports `Opened`, with `stream.attach` set if the client has heard of the
+stream before:
 
     exec id known          `adopt(old, opened)`, whether attach is set or not
     unknown, attach None   a new stream: the first OPEN never arrived
     unknown, attach set    `stream.fail(...)`: it was forgotten, or the server restarted
 
-A client closes streams whose end it has seen without a chance to say so on a broken connection, so abandoned streams that nobody asked for
-within the grace are simply dropped. `Closed` can be reported again after a re-attach.
+A client closes streams whose end it has seen without a chance to say so on a broken connection, so abandoned
+streams that nobody asked for within the grace are simply dropped. `Closed` can be reported again after a re-attach.
 """
 
 from __future__ import annotations
 
 import types
 from collections import deque
-from collections.abc import Callable, Mapping, Sequence
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from cwsandbox.wire.errors import Code, PeerSilentError, ProtocolError, Status
 from cwsandbox.wire.events import (
@@ -68,6 +70,9 @@ from cwsandbox.wire.frames import (
 )
 from cwsandbox.wire.signals import is_signal_name
 from cwsandbox.wire.stream_state import SIGNALS_CODE, Attach, Role, Stream, StreamKind, is_exec_id, offsets
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping, Sequence
 
 __all__ = [
     "MAX_MESSAGE_BYTES",
@@ -108,8 +113,8 @@ class Channel:
 
     Args:
         role: Which side this is.
-        hello: What to tell the peer beside the protocol version. A client's HELLO is queued at once; a server's too if this is
-            given, else by `hello()`.
+        hello: What to tell the peer beside the protocol version. A client's HELLO is queued at once; a server's too if
+            this is given, else by `hello()`.
         max_streams: Server: how many streams may be open at once; more are refused with RESOURCE_EXHAUSTED.
         max_open_bytes: Server: how many bytes the OPENs of all streams may have together; likewise.
         ping_seconds: After how long a silence to send a PING.
@@ -190,14 +195,14 @@ class Channel:
             raise ValueError(f"{exec_id!r} is not an exec id")
         payload = dump_json({"kind": kind.value, "execId": exec_id, "params": params})
         self._last_id += 1
-        stream = Stream(self, self.role, self._last_id, kind, params, exec_id)
+        stream = Stream(self, self.role, stream_id=self._last_id, kind=kind, params=params, exec_id=exec_id)
         stream._open = payload
         self._streams[stream.id] = stream
         self._wake(stream)
         return stream
 
     def goodbye(self) -> None:
-        """Client: say, behind everything queued, that what was started and not detached is to be killed. Nothing follows."""
+        """Client: say, behind everything queued, that what was started and not detached is to be killed. The last frame."""
         self._goodbye = True
 
     def resume(self) -> Channel:
@@ -449,7 +454,15 @@ class Channel:
                 frame.stream, Status.make(Code.RESOURCE_EXHAUSTED, "too many commands at once on a connection")
             )
             return
-        stream = Stream(self, self.role, frame.stream, StreamKind(kind), params, exec_id, attach)
+        stream = Stream(
+            self,
+            self.role,
+            stream_id=frame.stream,
+            kind=StreamKind(kind),
+            params=params,
+            exec_id=exec_id,
+            attach=attach,
+        )
         self._streams[stream.id] = stream
         self._open_bytes = held
         stream._open_bytes = len(frame.payload)

@@ -1,8 +1,8 @@
 """`google.rpc.Status` in JSON, the reasons we give, and the exceptions of this package.
 
-A status says what went wrong in a form that both people and programs read: a code, a message, and details. Of the details
-three kinds have a meaning here: `ErrorInfo` (reason, domain, metadata), `RetryInfo` (when to try again) and `BadRequest`
-(which fields were wrong). The same JSON travels in HTTP bodies and in the channel's STATUS frames.
+A status says what went wrong in a form that both people and programs read: a code, a message, and details. Of the
+details three kinds have a meaning here: `ErrorInfo` (reason, domain, metadata), `RetryInfo` (when to try again) and
+`BadRequest` (which fields were wrong). The same JSON travels in HTTP bodies and in the channel's STATUS frames.
 """
 
 from __future__ import annotations
@@ -208,7 +208,7 @@ class Status:
     details: tuple[Mapping[str, Any], ...] = field(default=(), converter=_no_details)
 
     @classmethod
-    def make(
+    def make(  # noqa: PLR0917 - the parts of a status, in the order of its JSON
         cls,
         code: Code,
         message: str,
@@ -338,7 +338,7 @@ def _detail(detail: Any) -> Mapping[str, Any] | None:
         return detail
     kind = _text(detail.get("type"))
     debug = detail.get("debug")
-    # Connect sends protobuf bytes for programs and, in "debug", the same as JSON; only the latter is read without protobuf.
+    # Connect sends protobuf bytes for programs and, in "debug", the same as JSON, which needs no protobuf to be read.
     if kind and isinstance(debug, Mapping):
         return {**debug, "@type": _TYPE_PREFIX + kind.removeprefix(_TYPE_PREFIX)}
     if kind.removeprefix(_TYPE_PREFIX) == _ERROR_INFO:

@@ -1,13 +1,13 @@
 """The frames of the exec channel: the smallest units, without meaning.
 
-A WebSocket binary message is a concatenation of frames. A frame is a fixed header (type u8, code u8, stream u32, offset u64,
-length u32, big-endian) and `length` bytes of payload. Names and meanings are those of the SSH connection protocol (RFC 4254);
-what each field holds, by type ("-" is zero or empty, and ignored):
+A WebSocket binary message is a concatenation of frames. A frame is a fixed header (type u8, code u8, stream u32,
+offset u64, length u32, big-endian) and `length` bytes of payload. Names and meanings are those of the SSH
+connection protocol (RFC 4254); what each field holds, by type ("-" is zero or empty, and ignored):
 
     type               code       stream  offset                  payload
-    HELLO              -          0       -                       JSON object: protocol, client_id | grace_seconds, resumed
-    OPEN               -          new id  -                       JSON object: kind, execId, params | attach
-    OPEN_CONFIRMATION  -          id      -                       JSON object: info, and after a re-attach what was received
+    HELLO              -          0       -                       JSON: protocol, and what the side says of itself
+    OPEN               -          new id  -                       JSON: kind, execId, params | attach
+    OPEN_CONFIRMATION  -          id      -                       JSON: info, after a re-attach what was received
     DATA               substream  id      of the first byte       at most 256 KiB
     WINDOW_ADJUST      substream  id      bytes consumed          u64: limit up to which the peer may send
     WINDOW_ADJUST      2          id      signals received        -

@@ -1,10 +1,11 @@
 """One stream's state, which outlives connections.
 
-What is due on the wire is derived from the state and from what the present connection has already been told, never queued as
-frames: a new connection only has to forget what was told.
+What is due on the wire is derived from the state and from what the present connection has already been told, never
+queued as frames: a new connection only has to forget what was told.
 
-Order on the wire, per stream: OPEN or OPEN_CONFIRMATION; then WINDOW_ADJUST, SIGNAL and WINDOW_CHANGE at any time; DATA; EOF of
-each substream behind its data; the result (EXIT_STATUS, EXIT_SIGNAL or STATUS) behind all data queued before; CLOSE last.
+Order on the wire, per stream: OPEN or OPEN_CONFIRMATION; then WINDOW_ADJUST, SIGNAL and WINDOW_CHANGE at any time;
+DATA; EOF of each substream behind its data; the result (EXIT_STATUS, EXIT_SIGNAL or STATUS) behind all data queued
+before; CLOSE last.
 """
 
 from __future__ import annotations
@@ -118,8 +119,8 @@ class Scheduler(Protocol):
 class Stream:
     """One stream, made by `Channel.open` or reported by `Opened`. It lives on while its connection is replaced.
 
-    Nothing here waits: what is sent goes out with the channel's next message. After `close`, or after the peer closed, data
-    is discarded and there is always room, so that nobody gets stuck on a stream that nobody reads.
+    Nothing here waits: what is sent goes out with the channel's next message. After `close`, or after the peer
+    closed, data is discarded and there is always room, so that nobody gets stuck on a stream that nobody reads.
 
     Attributes:
         id: Its number on the present connection.
@@ -137,6 +138,7 @@ class Stream:
         self,
         channel: Scheduler,
         role: Role,
+        *,
         stream_id: int,
         kind: StreamKind,
         params: dict[str, Any],
@@ -198,8 +200,8 @@ class Stream:
         """Queue bytes, kept until the peer consumed them.
 
         Raises:
-            ValueError: Longer than `room(code)`, after `send_eof(code)`, on a substream this side does not send on, or on a
-                server before `confirm`.
+            ValueError: Longer than `room(code)`, after `send_eof(code)`, on a substream this side does not send on, or
+                on a server before `confirm`.
         """
         flow = self._sender(code)
         if self._deaf:
@@ -286,8 +288,8 @@ class Stream:
     def close(self) -> None:
         """Close this side, behind everything queued; again is harmless.
 
-        On a client this tells the server to kill: of the server only the result and `Closed` are reported from now on, and
-        `Closed` says that it is done. On a server, call it when nothing of the command is left.
+        On a client this tells the server to kill: of the server only the result and `Closed` are reported from now
+        on, and `Closed` says that it is done. On a server, call it when nothing of the command is left.
         """
         if not self.closing:
             self.closing = True
@@ -335,7 +337,7 @@ class Stream:
             self._size, self._size_due = (columns, rows), True
             self._wake()
 
-    # Internals: checks
+    # Internals, first the checks.
 
     @property
     def _deaf(self) -> bool:

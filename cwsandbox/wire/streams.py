@@ -1,0 +1,167 @@
+"""What an OPEN carries, by kind of stream.
+
+    kind           params                 substreams                      result
+    exec, shell    ExecOpen               stdin up, stdout, stderr down   exit status or signal
+    logs           LogsOpen               data down                       exit status 0
+    read           ReadOpen               data down                       exit status 0
+    write          WriteOpen              data up                         exit status 0, once the file is in place
+
+All of them may fail with a status instead. Times are in seconds; `wait_seconds` bounds the wait for the sandbox to be
+RUNNING, `timeout_seconds` what follows, and None means no limit. Environment values are never part of a repr.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping  # noqa: TC003 - the codec resolves annotations
+from datetime import datetime  # noqa: TC003 - likewise
+from typing import Any, Self
+
+from attrs import Attribute, field, frozen, validators
+
+from cwsandbox.wire.codec import structure, unstructure
+
+__all__ = ["ExecInfo", "ExecOpen", "LogsOpen", "ReadInfo", "ReadOpen", "TerminalSize", "WriteOpen"]
+
+
+def _no_nul(instance: object, attribute: Attribute[Any], value: str) -> None:
+    if "\0" in value:
+        raise ValueError(f"{attribute.alias} must not contain NUL bytes")
+
+
+def _command(instance: object, attribute: Attribute[Any], value: tuple[str, ...]) -> None:
+    if not value or not value[0]:
+        raise ValueError("argv must name a program")
+    if any("\0" in argument for argument in value):
+        raise ValueError("argv must not contain NUL bytes")
+
+
+def _environment(instance: object, attribute: Attribute[Any], value: Mapping[str, str]) -> None:
+    for name, text in value.items():
+        if not name or "=" in name or "\0" in name or "\0" in text:
+            raise ValueError("env must have names without '=' and no NUL bytes")
+
+
+_seconds = validators.optional(validators.ge(0))
+_path = validators.and_(validators.min_len(1), _no_nul)
+
+
+class _Params:
+    """The way to an OPEN's params and back."""
+
+    __slots__ = ()
+
+    def to_params(self) -> dict[str, Any]:
+        """Plain JSON values for `Channel.open`."""
+        params: dict[str, Any] = unstructure(self)
+        return params
+
+    @classmethod
+    def from_params(cls, params: Mapping[str, Any]) -> Self:
+        """Read them back.
+
+        Raises:
+            WireError: They have another structure; names the field.
+        """
+        return structure(params, cls)
+
+
+@frozen(kw_only=True)
+class TerminalSize(_Params):
+    """A terminal's size in characters."""
+
+    columns: int = field(default=80, validator=[validators.ge(0), validators.lt(2**16)])
+    rows: int = field(default=24, validator=[validators.ge(0), validators.lt(2**16)])
+
+
+@frozen(kw_only=True)
+class ExecOpen(_Params):
+    """Run a command.
+
+    Attributes:
+        sandbox_id: Where.
+        argv: Program and arguments.
+        cwd: Absolute directory; None is the sandbox's own.
+        env: Added to the sandbox's environment.
+        timeout_seconds: The command is killed after this; counted by the server, from its start.
+        wait_seconds: How long the sandbox may take to run.
+        stdin: False gives the command an empty stdin.
+        terminal: Set gives the command a terminal; stderr then comes with stdout.
+        detach: The command outlives the client.
+    """
+
+    sandbox_id: str
+    argv: tuple[str, ...] = field(validator=_command)
+    cwd: str | None = field(default=None, validator=validators.optional(_no_nul))
+    env: Mapping[str, str] = field(factory=dict, repr=False, validator=_environment)
+    timeout_seconds: float | None = field(default=None, validator=_seconds)
+    wait_seconds: float | None = field(default=None, validator=_seconds)
+    stdin: bool = False
+    terminal: TerminalSize | None = None
+    detach: bool = False
+
+
+@frozen(kw_only=True)
+class ReadOpen(_Params):
+    """Read a file."""
+
+    sandbox_id: str
+    path: str = field(validator=_path)
+    timeout_seconds: float | None = field(default=None, validator=_seconds)
+    wait_seconds: float | None = field(default=None, validator=_seconds)
+
+
+@frozen(kw_only=True)
+class WriteOpen(_Params):
+    """Write a file; it replaces an old one when all bytes came.
+
+    Attributes:
+        size: How many bytes will come, if that is known; another number is an error.
+    """
+
+    sandbox_id: str
+    path: str = field(validator=_path)
+    size: int | None = field(default=None, validator=_seconds)
+    timeout_seconds: float | None = field(default=None, validator=_seconds)
+    wait_seconds: float | None = field(default=None, validator=_seconds)
+
+
+@frozen(kw_only=True)
+class LogsOpen(_Params):
+    """Read what the sandbox's main command printed.
+
+    Attributes:
+        follow: Go on until the sandbox ends.
+        tail_lines: The last lines only; None gives all there are.
+        since_time: Nothing older.
+        timestamps: Put the time before every line.
+    """
+
+    sandbox_id: str
+    follow: bool = False
+    tail_lines: int | None = field(default=None, validator=_seconds)
+    since_time: datetime | None = None
+    timestamps: bool = False
+    timeout_seconds: float | None = field(default=None, validator=_seconds)
+    wait_seconds: float | None = field(default=None, validator=_seconds)
+
+
+@frozen(kw_only=True)
+class ExecInfo(_Params):
+    """The confirmation of a command: it was started.
+
+    Attributes:
+        pid: Its process id in the sandbox; 0 if it could not be started (its exit status says why).
+    """
+
+    pid: int = 0
+
+
+@frozen(kw_only=True)
+class ReadInfo(_Params):
+    """The confirmation of a read.
+
+    Attributes:
+        size: The file's size when it was opened, in bytes.
+    """
+
+    size: int = 0
