@@ -1,16 +1,137 @@
-"""The exec channel of a client: streams over a WebSocket that may break and come back."""
+"""The exec channel of a client: streams over a WebSocket that may break and come back.
+
+`wire.channel` is the protocol; this module gives it a transport, a clock and a memory across transports. The transport is
+connected when a stream needs it. When it is lost, live streams are resumed on a new one within the gateway's grace; a stream
+that cannot be resumed ends as `Lost`. A command is never given twice to gateways that may have run it: one gateway knows exec
+ids, and another one (it was restarted) is asked only for streams that no gateway can have seen.
+"""
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+import copy
+import logging
+import math
+import random
+from contextlib import AbstractAsyncContextManager, asynccontextmanager
+from typing import TYPE_CHECKING, Any, Protocol
+
+import anyio
+from attrs import frozen
+
+from cwsandbox._client.errors import TransportError, unreachable
+from cwsandbox._client.stream import ClientStream, Exited, Lost, Outcome, Refused, Signaled
+from cwsandbox.exceptions import CWSandboxError, SandboxUnavailableError
+from cwsandbox.wire.channel import (
+    Channel,
+    Closed,
+    Confirmed,
+    Credit,
+    Data,
+    Eof,
+    Event,
+    ExitSignalReceived,
+    ExitStatusReceived,
+    Failed,
+    Hello,
+    PeerSilentError,
+    ProtocolError,
+    Role,
+    StreamEvent,
+    StreamKind,
+)
+from cwsandbox.wire.errors import Code
 
 if TYPE_CHECKING:
-    from cwsandbox._client.stream import ClientStream, StreamSink
-    from cwsandbox.wire.channel import StreamKind
+    from collections.abc import AsyncIterator, Awaitable, Callable
+
+    from cwsandbox._client.stream import StreamSink
+
+_logger = logging.getLogger("cwsandbox")
+
+
+class MessageSocket(Protocol):
+    """A WebSocket as the channel needs it. Failures are `TransportError`."""
+
+    @property
+    def has_reply(self) -> bool:
+        """Whether there is something to send even without a message."""
+
+    async def receive_message(self) -> bytes:
+        """Receive one message; `b""` if only `has_reply` changed."""
+
+    async def send_message(self, message: bytes | None) -> None:
+        """Send a reply that is due, and a message."""
+
+
+@frozen
+class Connection:
+    """A connected transport.
+
+    Attributes:
+        socket: The WebSocket.
+        instance: The id of the gateway process at its other end.
+    """
+
+    socket: MessageSocket
+    instance: str
+
+
+@frozen
+class Timing:
+    """How patient the channel is. All in seconds.
+
+    Attributes:
+        connect: For one attempt to connect.
+        first_connect: For all attempts, while the gateway has seen none of the streams.
+        grace: For all attempts, while streams wait to be resumed; the gateway's own word replaces it.
+        first_delay: Before the second attempt; doubled for each one after.
+        longest_delay: Where the doubling ends.
+        farewell: For the gateway to end what runs when the channel is closed.
+        ping: After which silence to ask whether the gateway is there.
+        silence: After which silence it is not.
+    """
+
+    connect: float = 10.0
+    first_connect: float = 5.0
+    grace: float = 30.0
+    first_delay: float = 0.05
+    longest_delay: float = 2.0
+    farewell: float = 5.0
+    ping: float = 15.0
+    silence: float = 45.0
 
 
 class ExecChannel:
-    """Streams to one gateway. Use it on its own loop only."""
+    """Streams to one gateway. Made by `open_channel`; use it on its own loop only.
+
+    Args:
+        where: What messages call the gateway.
+        connect: Makes a transport. It raises `TransportError` for what may be better next time, `CWSandboxError` for what
+            will not.
+        timing: How patient to be.
+    """
+
+    def __init__(
+        self,
+        where: object,
+        connect: Callable[[], AbstractAsyncContextManager[Connection]],
+        timing: Timing,
+    ) -> None:
+        self._where = where
+        self._connect = connect
+        self._timing = timing
+        self._grace = timing.grace
+        self._mux = self._new_mux()
+        self._mux_used = False
+        self._streams: dict[str, ClientStream] = {}
+        # Opened since the last message was sent: no gateway can have seen them.
+        self._fresh: list[ClientStream] = []
+        self._activity = anyio.Event()
+        self._stopped = anyio.Event()
+        self._connected = False
+        self._closing = False
+        self._progress = False
+        self._failure: Exception | None = None
 
     def open(self, kind: StreamKind, params: dict[str, Any], exec_id: str, sink: StreamSink) -> ClientStream:
         """Open a stream. Never waits: what cannot be opened tells its sink so in `ended`.
@@ -18,13 +139,258 @@ class ExecChannel:
         Args:
             kind: What the stream does.
             params: `to_params()` of the matching model in `cwsandbox.wire.streams`.
-            exec_id: A name that nobody used before: the server runs it once, however often it is asked.
+            exec_id: A name that nobody used before (1 to 128 letters, digits, `_.:-`): the gateway runs it once, however
+                often it is asked.
             sink: Told what happens.
 
         Raises:
             SandboxUnavailableError: The channel is closed.
+            ValueError: `params` are too large for one message, or `exec_id` is malformed.
         """
-        raise NotImplementedError
+        if self._closing:
+            raise SandboxUnavailableError(f"the connection to {self._where} is closed")
+        stream = ClientStream(self, self._mux.open(kind, params, exec_id), sink)
+        self._streams[exec_id] = stream
+        self._fresh.append(stream)
+        self._activity.set()
+        return stream
 
     def _wake(self) -> None:
-        raise NotImplementedError
+        """There may be something to send. Any number of calls before the writer runs make one message."""
+        if self._mux.has_output:
+            self._activity.set()
+
+    def _new_mux(self) -> Channel:
+        return Channel(Role.CLIENT, ping_seconds=self._timing.ping, silence_seconds=self._timing.silence)
+
+    # Connections
+
+    async def _run(self) -> None:
+        """Keep a connection while streams need one. Raises nothing but cancellation."""
+        outage_began: float | None = None
+        attempts = 0
+        try:
+            while await self._is_needed():
+                began = anyio.current_time()
+                self._progress = False
+                failure = await self._use_one_connection()
+                if self._closing:
+                    return
+                if self._progress or outage_began is None:
+                    outage_began = anyio.current_time() if self._progress else began
+                    attempts = 0
+                if self._gives_up(failure, anyio.current_time() - outage_began):
+                    self._lose_all(failure)
+                if not self._streams:
+                    outage_began = None
+                    continue
+                await anyio.sleep(self._delay(attempts))
+                attempts += 1
+        finally:
+            self._closing = True
+            self._stopped.set()
+
+    async def _is_needed(self) -> bool:
+        while not self._streams and not self._closing:
+            self._activity = anyio.Event()
+            await self._activity.wait()
+        return not self._closing
+
+    def _gives_up(self, failure: Exception, outage: float) -> bool:
+        if not isinstance(failure, (TransportError, PeerSilentError)):
+            return True
+        seen = any(stream._shown_to for stream in self._streams.values())
+        return outage >= (self._grace if seen else self._timing.first_connect)
+
+    def _delay(self, attempts: int) -> float:
+        longest = min(self._timing.longest_delay, self._timing.first_delay * 2**attempts)
+        return longest * random.uniform(0.5, 1.0)  # noqa: S311 - spreads load, guards nothing
+
+    async def _use_one_connection(self) -> Exception:
+        """Connect and serve until that ends; returns why."""
+        self._failure = None
+        try:
+            with anyio.move_on_after(self._timing.connect) as limit:
+                async with self._connect() as connection:
+                    limit.deadline = math.inf
+                    await self._serve(connection)
+        except (TransportError, CWSandboxError) as error:
+            self._failure = self._failure or error
+        finally:
+            self._connected = False
+        return self._failure or TransportError(f"no connection within {self._timing.connect:g} s", sent=False)
+
+    async def _serve(self, connection: Connection) -> None:
+        self._take_over(connection.instance)
+        self._connected = True
+        socket = connection.socket
+        async with anyio.create_task_group() as tasks:
+            tasks.start_soon(self._until_failure, tasks.cancel_scope, self._read, socket)
+            tasks.start_soon(self._until_failure, tasks.cancel_scope, self._write, socket, connection.instance)
+            tasks.start_soon(self._until_failure, tasks.cancel_scope, self._watch)
+
+    async def _until_failure(self, scope: anyio.CancelScope, part: Callable[..., Awaitable[None]], *args: Any) -> None:
+        try:
+            await part(*args)
+        except (TransportError, PeerSilentError, ProtocolError) as error:
+            self._failure = self._failure or error
+            scope.cancel()
+
+    def _take_over(self, instance: str) -> None:
+        """Prepare what is to be resumed for a new connection, and let go of what only another gateway could know."""
+        for stream in list(self._streams.values()):
+            if stream._shown_to not in {None, instance} and not stream._wire.confirmed:
+                # Asking again could run it again. A stream that is being closed is never asked for, only killed.
+                stream._wire.close()
+                self._lose(stream, TransportError("the gateway was restarted", sent=True))
+        if self._mux_used:
+            self._mux = self._mux.resume()
+        self._mux_used = True
+
+    async def _read(self, socket: MessageSocket) -> None:
+        while True:
+            message = await socket.receive_message()
+            for event in self._mux.receive(message, anyio.current_time()):
+                self._dispatch(event)
+            if self._mux.has_output or socket.has_reply:
+                self._activity.set()
+
+    async def _write(self, socket: MessageSocket, instance: str) -> None:
+        while True:
+            message = self._mux.message_to_send()
+            if message is not None or socket.has_reply:
+                for stream in self._fresh:
+                    stream._shown_to = instance
+                self._fresh.clear()
+                await socket.send_message(message)
+                continue
+            self._activity = anyio.Event()
+            await self._activity.wait()
+
+    async def _watch(self) -> None:
+        self._mux.check(anyio.current_time())
+        while True:
+            await anyio.sleep_until(self._mux.deadline() or math.inf)
+            self._mux.check(anyio.current_time())
+            self._activity.set()
+
+    # Events
+
+    def _dispatch(self, event: Event) -> None:
+        if isinstance(event, StreamEvent):
+            stream = self._streams.get(event.stream.exec_id)
+            if stream is None:
+                return
+            self._progress = True
+            try:
+                self._dispatch_to(stream, event)
+            except Exception as error:
+                _logger.exception("a stream's user failed")
+                stream._wire.close()
+                self._lose(stream, error)
+        elif isinstance(event, Hello):
+            grace = event.info.get("grace_seconds")
+            if isinstance(grace, int | float):
+                self._grace = float(grace)
+
+    def _dispatch_to(self, stream: ClientStream, event: StreamEvent) -> None:
+        match event:
+            case Data():
+                stream._sink.data(event.code, event.data)
+            case Closed():
+                self._end(
+                    stream,
+                    stream._verdict
+                    or _lost(stream, self._where, TransportError("it ended without a result", sent=True)),
+                )
+            case ExitStatusReceived():
+                stream._verdict = Exited(event.status)
+            case Eof():
+                stream._sink.eof(event.code)
+            case Confirmed():
+                stream._sink.confirmed(dict(event.info))
+            case Credit():
+                stream._sink.credit(event.code)
+            case ExitSignalReceived():
+                stream._verdict = Signaled(event.name)
+            case Failed():
+                # ABORTED is how a gateway says that it no longer knows a stream that we want to go on with.
+                if event.status.code is Code.ABORTED:
+                    stream._verdict = _lost(stream, self._where, TransportError(event.status.message, sent=True))
+                else:
+                    stream._verdict = Refused(event.status)
+            case _:
+                pass
+
+    def _end(self, stream: ClientStream, outcome: Outcome) -> None:
+        self._streams.pop(stream.exec_id, None)
+        stream._finish(outcome)
+
+    def _lose(self, stream: ClientStream, cause: Exception) -> None:
+        self._streams.pop(stream.exec_id, None)
+        try:
+            stream._finish(_lost(stream, self._where, cause))
+        except Exception:
+            _logger.exception("a stream's user failed")
+
+    def _lose_all(self, cause: Exception) -> None:
+        """End all streams; the connection's state is of no use without them."""
+        for stream in list(self._streams.values()):
+            self._lose(stream, cause)
+        self._fresh.clear()
+        self._mux, self._mux_used = self._new_mux(), False
+
+    async def _close(self) -> None:
+        """Have the gateway kill what runs, and wait for that; bounded."""
+        self._closing = True
+        self._activity.set()
+        if self._connected:
+            self._mux.goodbye()
+            with anyio.move_on_after(self._timing.farewell, shield=True):
+                await self._stopped.wait()
+
+
+@asynccontextmanager
+async def open_channel(
+    where: object,
+    connect: Callable[[], AbstractAsyncContextManager[Connection]],
+    timing: Timing | None = None,
+) -> AsyncIterator[ExecChannel]:
+    """Open a channel; it connects when its first stream is opened.
+
+    Leaving says goodbye: the gateway kills what was started and not detached, and leaving waits for that, within a bound.
+    Streams that live until then end as `Lost`.
+
+    Args:
+        where: What messages call the gateway.
+        connect: See `ExecChannel`.
+        timing: How patient to be.
+    """
+    channel = ExecChannel(where, connect, timing or Timing())
+    failure: BaseException | None = None
+    async with anyio.create_task_group() as tasks:
+        tasks.start_soon(channel._run)
+        try:
+            yield channel
+        except anyio.get_cancelled_exc_class():
+            raise
+        except BaseException as error:
+            failure = error  # Raised below: in here the task group would wrap it in an ExceptionGroup.
+        finally:
+            await channel._close()
+            tasks.cancel_scope.cancel()
+            channel._lose_all(SandboxUnavailableError(f"the connection to {where} was closed"))
+    if failure is not None:
+        raise failure
+
+
+def _lost(stream: ClientStream, where: object, cause: Exception) -> Lost:
+    """Make the outcome for a stream that has none; every stream gets an exception object of its own."""
+    if isinstance(cause, CWSandboxError):
+        error = copy.copy(cause)
+    elif stream._shown_to is None:
+        return Lost(unreachable(where, cause))
+    else:
+        error = SandboxUnavailableError(f"the connection to {where} was lost, and the outcome with it: {cause}")
+    error.__cause__ = cause
+    return Lost(error)

@@ -1,19 +1,41 @@
-"""A client of one gateway on one event loop: the calls and the exec channel, found and opened on first use."""
+"""A client of one gateway on one event loop: found, checked, and ready for calls and streams."""
 
 from __future__ import annotations
 
+import contextlib
+import importlib
+import json
+import logging
+import sys
 from contextlib import asynccontextmanager
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
+import anyio
+import anyio.to_thread
 from attrs import frozen
 
-from cwsandbox._client.address import Address
-from cwsandbox._client.auth import AuthHeaders
-from cwsandbox._client.channel import ExecChannel
-from cwsandbox._client.http import Api
+from cwsandbox._client import embedded
+from cwsandbox._client.address import Address, AddressKind
+from cwsandbox._client.auth import NO_AUTH, AuthHeaders, resolve_auth
+from cwsandbox._client.channel import Connection, ExecChannel, Timing, open_channel
+from cwsandbox._client.errors import TransportError, bad_answer
+from cwsandbox._client.folders import Folders, prepare_folders
+from cwsandbox._client.http import Api, Reply, read_gateway_info, refusal
+from cwsandbox._version import __version__
+from cwsandbox.exceptions import CWSandboxError, SandboxUnavailableError
+from cwsandbox.wire.frames import PROTOCOL_VERSION
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
+
+    from cwsandbox._client.transport import Transport
+    from cwsandbox.wire.resources import GatewayInfo
+
+_logger = logging.getLogger("cwsandbox")
+_GREETING = "/v1/gateway"
+_GREETING_SECONDS = 10.0
+_PASSING = frozenset({408, 429, 502, 503, 504})  # What may be better next time.
+_told: set[str] = set()
 
 
 @frozen
@@ -32,18 +54,123 @@ class GatewayClient:
 
 
 @asynccontextmanager
-async def open_gateway(address: Address, *, auth: AuthHeaders | None = None) -> AsyncIterator[GatewayClient]:
+async def open_gateway(
+    address: Address, *, auth: AuthHeaders | None = None, timing: Timing | None = None
+) -> AsyncIterator[GatewayClient]:
     """Open a client; leaving says goodbye to the gateway, which kills the commands that still run for this client.
 
-    Finds or starts the embedded gateway if that is the address. Fits `Scope.connection(address, lambda: open_gateway(address))`.
+    Finds or starts the embedded gateway if that is the address. Made for `Scope.connection(address, ...)`.
 
     Args:
         address: From `resolve_address`.
         auth: The credentials; default: `resolve_auth()`. The embedded gateway is given none.
+        timing: How patient the channel is.
 
     Raises:
         CWSandboxAuthenticationError: The credentials are incomplete.
         SandboxUnavailableError: The embedded gateway could not be started; the message holds the end of its log.
+        CWSandboxError: The embedded gateway's folders are not private.
     """
-    raise NotImplementedError
-    yield
+    is_embedded = address.kind is AddressKind.EMBEDDED
+    folders = await anyio.to_thread.run_sync(prepare_folders) if is_embedded else None
+    if is_embedded:
+        auth = NO_AUTH
+    elif auth is None:
+        auth = await anyio.to_thread.run_sync(resolve_auth)
+    transports = await anyio.to_thread.run_sync(_load_transport)
+    path = folders.socket if folders is not None else address.path
+    async with transports.open_transport(address, socket_path=path, headers=auth.headers) as transport:
+        finder = _Finder(address, transport, folders)
+        if is_embedded:
+            await finder.ensure()
+        async with open_channel(address, finder.connect, timing) as channel:
+            yield GatewayClient(address, Api(address, transport, finder.ensure if is_embedded else None), channel)
+
+
+def _load_transport() -> Any:
+    """Import httpx and httpx-ws: a tenth of a second of work that no event loop should wait for."""
+    return importlib.import_module("cwsandbox._client.transport")
+
+
+class _Finder:
+    """Makes sure that the gateway is there and is one that we understand."""
+
+    def __init__(self, address: Address, transport: Transport, folders: Folders | None) -> None:
+        self._address = address
+        self._transport = transport
+        self._folders = folders
+
+    async def ensure(self) -> None:
+        """Find the embedded gateway or start it.
+
+        Raises:
+            CWSandboxError: It is not there and cannot be started, or is not one that we understand.
+        """
+        assert self._folders is not None
+        if await self._answers():
+            return
+        async with embedded.start_lock(self._folders):
+            if await self._answers():
+                return
+            tell_once(await embedded.start(self._folders))
+        if not await self._answers():
+            raise SandboxUnavailableError(f"{self._address} ended right after its start; see {self._folders.log}")
+
+    async def _answers(self) -> bool:
+        try:
+            with anyio.fail_after(_GREETING_SECONDS):
+                reply = await self._transport.request("GET", _GREETING)
+        except TransportError:
+            return False
+        except TimeoutError as error:
+            raise SandboxUnavailableError(f"{self._address} gives no answer within {_GREETING_SECONDS:g} s") from error
+        if reply.status in _PASSING:
+            return False  # It is about to end.
+        self._understand(reply)
+        return True
+
+    @asynccontextmanager
+    async def connect(self) -> AsyncIterator[Connection]:
+        """Connect the exec channel.
+
+        Raises:
+            TransportError: It may work next time.
+            CWSandboxError: It will not.
+        """
+        from cwsandbox._client.transport import UpgradeRefusedError
+
+        if self._folders is not None:
+            await self.ensure()
+        try:
+            async with self._transport.websocket("/v1/channel", greeting=_GREETING) as (reply, socket):
+                yield Connection(socket, self._understand(reply).instance_id)
+        except UpgradeRefusedError as error:
+            problem = refusal(error.reply)
+            if error.reply.status in _PASSING:
+                raise TransportError(str(problem), sent=False) from problem
+            raise problem from error
+
+    def _understand(self, reply: Reply) -> GatewayInfo:
+        if reply.status != 200:
+            raise refusal(reply)
+        try:
+            info = read_gateway_info(reply.content)
+        except ValueError as error:
+            raise bad_answer(self._address, error) from error
+        if info.protocol != PROTOCOL_VERSION:
+            raise CWSandboxError(
+                f"{self._address} speaks version {info.protocol} of the exec channel (cwsandbox {info.version}), and this "
+                f"cwsandbox {__version__} speaks {PROTOCOL_VERSION}; use the same version on both sides"
+            )
+        tell_once(json.loads(reply.content).get("notice"))
+        return info
+
+
+def tell_once(notice: object) -> None:
+    """Say something once in this process, where the user of a script sees it: the isolation is weaker than usual."""
+    if not isinstance(notice, str) or not notice or notice in _told:
+        return
+    _told.add(notice)
+    _logger.info("%s", notice)
+    with contextlib.suppress(OSError, ValueError):
+        print(notice, file=sys.stderr)  # noqa: T201 - a plain line for a person; sys.stderr may be None, which print copes with
