@@ -13,6 +13,8 @@ from cwsandbox.options import merge_secrets, network_options, resource_options
 if TYPE_CHECKING:
     from cwsandbox.defaults import SandboxDefaults
     from cwsandbox.options import NetworkOptions, ResourceOptions, Secret
+    from cwsandbox.wire.resources import ResourceRequirements, SecretMapping, SecretStoreReference
+    from cwsandbox.wire.resources import Sandbox as Record
 
 __all__ = ["SandboxRequest"]
 
