@@ -202,7 +202,7 @@ class Channel:
         return stream
 
     def goodbye(self) -> None:
-        """Client: say, behind everything queued, that what was started and not detached is to be killed. The last frame."""
+        """Client: say, behind everything queued, that what runs undetached is to be killed. The last frame."""
         self._goodbye = True
 
     def resume(self) -> Channel:

@@ -1,8 +1,8 @@
 """The HTTP resources: the messages of the published v1 REST mapping that are used here, and a few fields more.
 
-Python names are the snake_case of the JSON names. Empty text and zero mean "not set", as in protobuf; None is used where
-a value may be absent and zero has a meaning of its own. Values that may be secret (environment values, file contents)
-are never part of a repr. What the published v1 does not have is marked [ours].
+Python names are the snake_case of the JSON names. Empty text and zero mean "not set", as in protobuf; None is used
+where a value may be absent and zero has a meaning of its own. Values that may be secret (environment values, file
+contents) are never part of a repr. What the published v1 does not have is marked [ours].
 """
 
 from __future__ import annotations
