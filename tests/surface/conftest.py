@@ -39,14 +39,14 @@ def home_folder() -> Iterator[Path]:
 def sb(home_folder: Path) -> Iterator[Sandbox]:
     """A running sandbox of the sync face."""
     with Sandbox.run() as sandbox:
-        yield sandbox
+        yield sandbox.wait()
 
 
 @pytest.fixture
 async def asb(home_folder: Path) -> AsyncIterator[Sandbox]:
     """A running sandbox in a scope on the test's own loop."""
     async with Sandbox() as sandbox:
-        yield sandbox
+        yield await sandbox
 
 
 @pytest.fixture

@@ -90,9 +90,9 @@ def test_s048_to_s050_delete(gateway: ServedGateway) -> None:
     sandbox = Sandbox(base_url=gateway.url)
     sandbox.start().result()
     assert sandbox.sandbox_id is not None
-    assert Sandbox.delete(sandbox.sandbox_id, base_url=gateway.url).result() is None  # type: ignore[func-returns-value]
+    assert Sandbox.delete(sandbox.sandbox_id, base_url=gateway.url).result() is None
     assert gateway.count("delete") == 1
-    assert Sandbox.delete(sandbox.sandbox_id, base_url=gateway.url, missing_ok=True).result() is None  # type: ignore[func-returns-value]
+    assert Sandbox.delete(sandbox.sandbox_id, base_url=gateway.url, missing_ok=True).result() is None
     with pytest.raises(SandboxNotFoundError) as caught:
         Sandbox.delete(sandbox.sandbox_id, base_url=gateway.url).result()
     assert caught.value.sandbox_id == sandbox.sandbox_id

@@ -15,7 +15,7 @@ MIB = 1024 * 1024
 
 @pytest.mark.row("S28", "S29")
 def test_s028_s029_bytes_written_are_read_back(sb: Sandbox) -> None:
-    assert sb.write_file("/tmp/data.bin", bytes(range(256)) * 5).result() is None  # type: ignore[func-returns-value]
+    assert sb.write_file("/tmp/data.bin", bytes(range(256)) * 5).result() is None
     assert sb.read_file("/tmp/data.bin").result() == bytes(range(256)) * 5
     sb.write_file("/tmp/text", "grün\n".encode()).result()
     assert sb.read_file("/tmp/text").result().decode() == "grün\n"

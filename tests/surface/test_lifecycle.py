@@ -121,7 +121,7 @@ def test_s019_run_without_arguments_stays_running(sb: Sandbox) -> None:
 @pytest.mark.row("S20")
 def test_s020_start_sets_the_id_and_resolves_to_none(home_folder: object) -> None:
     sandbox = Sandbox()
-    assert sandbox.start().result() is None  # type: ignore[func-returns-value]
+    assert sandbox.start().result() is None
     assert sandbox.sandbox_id
     sandbox.stop().result()
 
@@ -129,7 +129,7 @@ def test_s020_start_sets_the_id_and_resolves_to_none(home_folder: object) -> Non
 @pytest.mark.row("S20")
 async def test_s020_start_sets_the_id_and_resolves_to_none_async(home_folder: object) -> None:
     sandbox = Sandbox()
-    assert await sandbox.start() is None  # type: ignore[func-returns-value]
+    assert await sandbox.start() is None
     assert sandbox.sandbox_id
     await sandbox.stop()
 
@@ -164,16 +164,16 @@ async def test_s022_three_starts_overlap_async(gateway: ServedGateway) -> None:
 @pytest.mark.row("S31")
 def test_s031_stop_resolves_to_none_after_the_end(home_folder: object) -> None:
     sandbox = Sandbox.run()
-    assert sandbox.stop().result() is None  # type: ignore[func-returns-value]
+    assert sandbox.stop().result() is None
     assert sandbox.status in TERMINAL
-    assert sandbox.stop().result() is None  # type: ignore[func-returns-value]
+    assert sandbox.stop().result() is None
 
 
 @pytest.mark.row("S31")
 async def test_s031_stop_resolves_to_none_after_the_end_async(home_folder: object) -> None:
     sandbox = Sandbox()
     await sandbox.start()
-    assert await sandbox.stop() is None  # type: ignore[func-returns-value]
+    assert await sandbox.stop() is None
     assert sandbox.status in TERMINAL
 
 
@@ -356,19 +356,20 @@ async def test_s129_exec_waits_for_running_async(gateway: ServedGateway) -> None
 def test_s130_the_status_follows_the_lifecycle_and_the_end_sticks(gateway: ServedGateway) -> None:
     gateway.making.close()
     sandbox = Sandbox(base_url=gateway.url)
-    assert sandbox.status is None
-    sandbox.start().result()
     seen = [sandbox.status]
+    sandbox.start().result()
+    seen.append(sandbox.status)
     gateway.making.open()
     seen.append(sandbox.wait().status)
     assert sandbox.started_at is not None
     assert sandbox.started_at.tzinfo is not None
     sandbox.stop().result()
     seen.append(sandbox.status)
-    assert seen[0] in STARTING
-    assert seen[1] == SandboxStatus.RUNNING
-    assert seen[2] in TERMINAL
-    assert sandbox.get_status() == seen[2]
+    assert seen[0] is None
+    assert seen[1] in STARTING
+    assert seen[2] == SandboxStatus.RUNNING
+    assert seen[3] in TERMINAL
+    assert sandbox.get_status() == seen[3]
     assert sandbox.sandbox_id
     assert isinstance(sandbox.status_updated_at, dt.datetime)
     assert sandbox.status_updated_at.tzinfo is not None

@@ -174,5 +174,5 @@ def test_many_sandboxes_come_and_go(home_folder: object) -> None:
         sandboxes = [Sandbox() for _ in range(10)]
         for ref in [sandbox.exec(["true"]) for sandbox in sandboxes]:
             assert ref.result().returncode == 0
-        for ref in [sandbox.stop() for sandbox in sandboxes]:
-            ref.result()
+        for stopping in [sandbox.stop() for sandbox in sandboxes]:
+            stopping.result()

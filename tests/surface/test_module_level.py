@@ -42,7 +42,7 @@ def test_s076_to_s078_s082_wait_for_two_of_four(sb: Sandbox) -> None:
 @pytest.mark.row("S76")
 async def test_s076_wait_from_a_thread_of_an_async_program(asb: Sandbox) -> None:
     processes = [asb.exec(["echo", str(n)]) for n in range(4)]
-    done, pending = await anyio.to_thread.run_sync(cwsandbox.wait, processes, 2)
+    done, pending = await anyio.to_thread.run_sync(lambda: cwsandbox.wait(processes, num_returns=2))
     assert len(done) == 2
     assert len(pending) == 2
     for process in processes:
@@ -84,7 +84,7 @@ def test_s080_wait_on_sandboxes_means_running(gateway: ServedGateway) -> None:
 @pytest.mark.row("S81", "S82")
 def test_s081_s082_wait_takes_a_mix(sb: Sandbox) -> None:
     sb.write_file("/tmp/a", b"a").result()
-    mix = [sb, sb.read_file("/tmp/a"), sb.exec(["true"])]
+    mix: list[cwsandbox.Waitable] = [sb, sb.read_file("/tmp/a"), sb.exec(["true"])]
     done, pending = cwsandbox.wait(mix)
     assert all(one is other for one, other in zip(done, mix, strict=True))
     assert pending == []
@@ -93,7 +93,8 @@ def test_s081_s082_wait_takes_a_mix(sb: Sandbox) -> None:
 def test_a_failure_counts_as_done_and_is_not_raised(sb: Sandbox) -> None:
     failing = sb.read_file("/no/such/file")
     broken = Sandbox(command="/no/such/program")
-    assert cwsandbox.wait([failing, broken]) == ([failing, broken], [])
+    both: list[cwsandbox.Waitable] = [failing, broken]
+    assert cwsandbox.wait(both) == (both, [])
     with pytest.raises(SandboxFileError):
         failing.result()
     with pytest.raises(SandboxFailedError):
@@ -122,7 +123,7 @@ def test_a_duplicate_appears_twice(sb: Sandbox) -> None:
 
 def test_waiting_for_something_else_is_a_type_error(sb: Sandbox) -> None:
     with pytest.raises(TypeError):
-        cwsandbox.wait([sb, "process"])  # type: ignore[list-item]
+        cwsandbox.wait([sb, "process"])  # type: ignore[type-var]
 
 
 @pytest.mark.row("S83", "S84")
@@ -138,4 +139,4 @@ def test_s083_s084_results_of_one_and_of_many(sb: Sandbox) -> None:
 
 def test_results_raises_the_first_failure(sb: Sandbox) -> None:
     with pytest.raises(SandboxFileError, match="/no/such/file"):
-        cwsandbox.results([sb.read_file("/no/such/file"), sb.exec(["true"])])
+        cwsandbox.results([sb.read_file("/no/such/file"), sb.read_file("/etc/hostname")])

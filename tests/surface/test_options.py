@@ -15,8 +15,6 @@ from cwsandbox import (
     SandboxStatus,
     Secret,
     Serialization,
-    format_bytes,
-    format_cpu,
 )
 
 
@@ -28,7 +26,7 @@ def test_network_options() -> None:
     assert NetworkOptions(exposed_ports=()).exposed_ports is None
     assert NetworkOptions() == NetworkOptions(exposed_ports=None)
     with pytest.raises(TypeError):
-        NetworkOptions("public")  # type: ignore[misc]
+        NetworkOptions("public")  # type: ignore[call-arg]
     with pytest.raises(AttributeError):
         options.egress_mode = "isolated"  # type: ignore[misc]
 
@@ -45,7 +43,7 @@ def test_secret() -> None:
     assert Secret(store="vault", name="token", env_var="TOKEN").env_var == "TOKEN"
     assert hash(secret) == hash(Secret(store="vault", name="token"))
     with pytest.raises(TypeError):
-        Secret("vault", "token")  # type: ignore[misc]
+        Secret("vault", "token")  # type: ignore[call-arg]
 
 
 @pytest.mark.parametrize("wrong", [{"store": ""}, {"name": ""}, {"env_var": ""}])
@@ -141,7 +139,7 @@ def test_statuses_are_their_lowercase_values() -> None:
         )
     }
     assert f"{SandboxStatus.RUNNING}" == "running"
-    assert SandboxStatus.RUNNING == "running"
+    assert SandboxStatus("running") is SandboxStatus.RUNNING
 
 
 def test_status_numbers_of_the_wire() -> None:
@@ -171,12 +169,12 @@ def test_serialization() -> None:
     [(0, "0 B"), (1023, "1023 B"), (1024, "1.0 KiB"), (1536, "1.5 KiB"), (5 << 20, "5.0 MiB"), (3 << 30, "3.0 GiB")],
 )
 def test_format_bytes(number: int, text: str) -> None:
-    assert format_bytes(number) == text
+    assert cwsandbox.format_bytes(number) == text
 
 
 def test_format_cpu() -> None:
-    assert format_cpu(1500) == "1.5 vCPU"
-    assert format_cpu(0) == "0.0 vCPU"
+    assert cwsandbox.format_cpu(1500) == "1.5 vCPU"
+    assert cwsandbox.format_cpu(0) == "0.0 vCPU"
 
 
 def test_the_public_names() -> None:

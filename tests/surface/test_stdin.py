@@ -53,7 +53,7 @@ def test_s060_writer_methods_return_refs_of_none(sb: Sandbox) -> None:
     stdin = writer(process)
     for ref in (stdin.write(b"a"), stdin.writeline("b"), stdin.close(), stdin.close()):
         assert isinstance(ref, OperationRef)
-        assert ref.result() is None  # type: ignore[func-returns-value]
+        assert ref.result() is None
     assert stdin.closed
     process.result()
 
@@ -177,7 +177,7 @@ def test_writing_after_the_end_is_an_error_at_once(sb: Sandbox) -> None:
     with pytest.raises(SandboxExecutionError):
         writer(process).write(b"late")
     assert not writer(process).closed
-    assert writer(process).close().result() is None  # type: ignore[func-returns-value]
+    assert writer(process).close().result() is None
 
 
 @pytest.mark.row("FIX-L")
