@@ -1,1 +1,1 @@
-"""The way to a gateway: find it, authenticate, call it over HTTP, stream over the exec channel, and name what went wrong."""
+"""The way to a gateway: find it, authenticate, call it, stream over the exec channel, and name what went wrong."""

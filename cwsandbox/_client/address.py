@@ -63,8 +63,8 @@ def resolve_address(
 ) -> Address:
     """Decide which gateway to talk to. Does no I/O.
 
-    The first that is set counts: the argument, `CWSANDBOX_BASE_URL`, the defaults object; empty means unset. If none is set,
-    the embedded gateway is meant, unless `CWSANDBOX_API_KEY` says that the hosted service is.
+    The first that is set counts: the argument, `CWSANDBOX_BASE_URL`, the defaults object; empty means unset. If none is
+    set, the embedded gateway is meant, unless `CWSANDBOX_API_KEY` says that the hosted service is.
 
     Args:
         base_url: `http(s)://host[:port]`, `unix:///path/to/socket`, or `local` for the embedded gateway.
@@ -84,9 +84,9 @@ def resolve_address(
         return parse_address(url)
     if env.get(API_KEY_VARIABLE):
         raise CWSandboxError(
-            f"{API_KEY_VARIABLE} is set, which means the hosted service, and this version does not talk to it. Either name a "
-            f"gateway of your own with {BASE_URL_VARIABLE}=https://... (the key is sent to it), or unset {API_KEY_VARIABLE} "
-            f"or set {BASE_URL_VARIABLE}=local to run sandboxes on this machine."
+            f"{API_KEY_VARIABLE} is set, which means the hosted service, and this version does not talk to it. Either "
+            f"name a gateway of your own with {BASE_URL_VARIABLE}=https://... (the key is sent to it), or unset "
+            f"{API_KEY_VARIABLE} or set {BASE_URL_VARIABLE}=local to run sandboxes on this machine."
         )
     return EMBEDDED
 

@@ -80,8 +80,8 @@ def resolve_auth(*, env: Mapping[str, str] | None = None) -> AuthHeaders:
         The headers, empty if there are no credentials.
 
     Raises:
-        CWSandboxAuthenticationError: W&B's key is there and `WANDB_ENTITY_NAME` is not, or the own mode returned something
-            else than `AuthHeaders`.
+        CWSandboxAuthenticationError: W&B's key is there and `WANDB_ENTITY_NAME` is not, or the own mode returned
+            something else than `AuthHeaders`.
     """
     mode = _mode
     if mode is not None:

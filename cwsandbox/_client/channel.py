@@ -1,9 +1,9 @@
 """The exec channel of a client: streams over a WebSocket that may break and come back.
 
-`wire.channel` is the protocol; this module gives it a transport, a clock and a memory across transports. The transport is
-connected when a stream needs it. When it is lost, live streams are resumed on a new one within the gateway's grace; a stream
-that cannot be resumed ends as `Lost`. A command is never given twice to gateways that may have run it: one gateway knows exec
-ids, and another one (it was restarted) is asked only for streams that no gateway can have seen.
+`wire.channel` is the protocol; this module gives it a transport, a clock and a memory across transports. The transport
+is connected when a stream needs it. When it is lost, live streams are resumed on a new one within the gateway's grace;
+a stream that cannot be resumed ends as `Lost`. A command is never given twice to gateways that may have run it: one
+gateway knows exec ids, and another one (it was restarted) is asked only for streams that no gateway can have seen.
 """
 
 from __future__ import annotations
@@ -106,8 +106,8 @@ class ExecChannel:
 
     Args:
         where: What messages call the gateway.
-        connect: Makes a transport. It raises `TransportError` for what may be better next time, `CWSandboxError` for what
-            will not.
+        connect: Makes a transport. It raises `TransportError` for what may be better next time,
+            `CWSandboxError` for what will not.
         timing: How patient to be.
     """
 
@@ -139,8 +139,8 @@ class ExecChannel:
         Args:
             kind: What the stream does.
             params: `to_params()` of the matching model in `cwsandbox.wire.streams`.
-            exec_id: A name that nobody used before (1 to 128 letters, digits, `_.:-`): the gateway runs it once, however
-                often it is asked.
+            exec_id: A name that nobody used before (1 to 128 letters, digits, `_.:-`): the gateway runs it once,
+                however often it is asked.
             sink: Told what happens.
 
         Raises:
@@ -203,7 +203,7 @@ class ExecChannel:
         return outage >= (self._grace if seen else self._timing.first_connect)
 
     def _delay(self, attempts: int) -> float:
-        longest = min(self._timing.longest_delay, self._timing.first_delay * 2**attempts)
+        longest: float = min(self._timing.longest_delay, self._timing.first_delay * 2**attempts)
         return longest * random.uniform(0.5, 1.0)  # noqa: S311 - spreads load, guards nothing
 
     async def _use_one_connection(self) -> Exception:
@@ -215,7 +215,8 @@ class ExecChannel:
                     limit.deadline = math.inf
                     await self._serve(connection)
         except (TransportError, CWSandboxError) as error:
-            self._failure = self._failure or error
+            if self._failure is None:
+                self._failure = error
         finally:
             self._connected = False
         return self._failure or TransportError(f"no connection within {self._timing.connect:g} s", sent=False)
@@ -358,8 +359,8 @@ async def open_channel(
 ) -> AsyncIterator[ExecChannel]:
     """Open a channel; it connects when its first stream is opened.
 
-    Leaving says goodbye: the gateway kills what was started and not detached, and leaving waits for that, within a bound.
-    Streams that live until then end as `Lost`.
+    Leaving says goodbye: the gateway kills what was started and not detached, and leaving waits for that, within a
+    bound. Streams that live until then end as `Lost`.
 
     Args:
         where: What messages call the gateway.

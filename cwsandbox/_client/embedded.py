@@ -1,8 +1,8 @@
 """The embedded gateway: every user's own, found or started on first use.
 
-Finding is connecting. Only when nobody answers on the socket, one starter at a time (a file lock across processes) tries
-again and then starts the gateway, as a process of its own that outlives the caller. The new gateway says over an inherited
-pipe that it listens, so that nobody polls.
+Finding is connecting. Only when nobody answers on the socket, one starter at a time (a file lock across processes)
+tries again and then starts the gateway, as a process of its own that outlives the caller. The new gateway says over an
+inherited pipe that it listens, so that nobody polls.
 """
 
 from __future__ import annotations
@@ -36,10 +36,10 @@ _LOG_KEEP_BYTES = 1024 * 1024
 _INHERITED = frozenset({"PATH", "HOME", "LANG", "LC_ALL", "TZ", "TMPDIR"})
 _INHERITED_PREFIXES = ("XDG_", "CWSANDBOX_")
 
-# `-I` keeps the caller's folder, PYTHONPATH and user site out of a process that outlives the caller; in exchange the package
-# is taken from where the caller has it, which may be a plain checkout. Its folder is in front for that one import only: what
-# else lies there must not shadow the standard library. The fork makes the gateway nobody's child: no zombie is left in a
-# long-lived caller, and the caller's own `os.wait()` never sees it.
+# `-I` keeps the caller's folder, PYTHONPATH and user site out of a process that outlives the caller; in exchange the
+# package is taken from where the caller has it, which may be a plain checkout. Its folder is in front for that one
+# import only: what else lies there must not shadow the standard library. The fork makes the gateway nobody's child: no
+# zombie is left in a long-lived caller, and the caller's own `os.wait()` never sees it.
 _BOOTSTRAP = """\
 import os, sys
 root = sys.argv.pop(1)
@@ -55,7 +55,7 @@ runpy.run_module("cwsandbox.gateway", run_name="__main__", alter_sys=True)
 
 
 async def start(folders: Folders, env: Mapping[str, str] | None = None) -> str:
-    """Start the gateway; returns when it listens. Call it with the lock held and only when nobody answers on the socket.
+    """Start the gateway; returns when it listens. Call it with the lock held, when nobody answers on the socket.
 
     When cancelled, the gateway goes on starting: it serves whoever comes next, or ends when it is idle.
 
@@ -113,8 +113,11 @@ async def start_lock(folders: Folders) -> AsyncIterator[None]:
 
 
 class _FileLock:
-    """`flock` off the event loop. A blocked `flock` can neither time out nor be cancelled: it waits in a daemon thread, which
-    gives the lock back by itself when nobody wants it any more."""
+    """`flock` off the event loop.
+
+    A blocked `flock` can neither time out nor be cancelled: it waits in a daemon thread, which gives the lock back by
+    itself when nobody wants it any more.
+    """
 
     def __init__(self, path: str) -> None:
         self._path = path

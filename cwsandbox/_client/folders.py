@@ -1,4 +1,7 @@
-"""The user's private folders: sockets and locks in one, logs and records in the other. All of it blocks: not for a loop's thread."""
+"""The user's private folders: sockets and locks in one, logs and records in the other.
+
+All of it blocks: not for an event loop's thread.
+"""
 
 from __future__ import annotations
 
@@ -74,15 +77,16 @@ def prepare_folders(env: Mapping[str, str] | None = None) -> Folders:
         env: The environment; default `os.environ`.
 
     Raises:
-        CWSandboxError: A folder cannot be made, is a symbolic link, belongs to somebody else or is open to others, or the
-            socket's path would be too long. The message names the remedy.
+        CWSandboxError: A folder cannot be made, is a symbolic link, belongs to somebody else or is open to others,
+            or the socket's path would be too long. The message names the remedy.
     """
     env = os.environ if env is None else env
     runtime = _runtime_folder(env)
     folders = Folders(runtime, _state_folder(env, runtime))
     if len(os.fsencode(folders.socket)) > _SUN_PATH_BYTES:
         raise CWSandboxError(
-            f"the socket's path {folders.socket!r} is longer than {_SUN_PATH_BYTES} bytes; set {RUNTIME_VARIABLE} to a shorter folder"
+            f"the socket's path {folders.socket!r} is longer than {_SUN_PATH_BYTES} bytes; "
+            f"set {RUNTIME_VARIABLE} to a shorter folder"
         )
     return folders
 
@@ -94,7 +98,7 @@ def _runtime_folder(env: Mapping[str, str]) -> str:
     # After su or sudo the variable may still name the other user's folder.
     if shared and os.path.isabs(shared) and _is_ours(shared):
         return _private_folder(os.path.join(shared, "cwsandbox"), RUNTIME_VARIABLE)
-    return _private_folder(f"/tmp/cwsandbox-{os.geteuid()}", RUNTIME_VARIABLE)  # noqa: S108 - checked by _private_folder
+    return _private_folder(f"/tmp/cwsandbox-{os.geteuid()}", RUNTIME_VARIABLE)  # noqa: S108 - checked
 
 
 def _state_folder(env: Mapping[str, str], runtime: str) -> str:

@@ -159,8 +159,8 @@ class _Finder:
             raise bad_answer(self._address, error) from error
         if info.protocol != PROTOCOL_VERSION:
             raise CWSandboxError(
-                f"{self._address} speaks version {info.protocol} of the exec channel (cwsandbox {info.version}), and this "
-                f"cwsandbox {__version__} speaks {PROTOCOL_VERSION}; use the same version on both sides"
+                f"{self._address} speaks version {info.protocol} of the exec channel (cwsandbox {info.version}), and "
+                f"this cwsandbox {__version__} speaks {PROTOCOL_VERSION}; use the same version on both sides"
             )
         tell_once(json.loads(reply.content).get("notice"))
         return info
@@ -173,4 +173,4 @@ def tell_once(notice: object) -> None:
     _told.add(notice)
     _logger.info("%s", notice)
     with contextlib.suppress(OSError, ValueError):
-        print(notice, file=sys.stderr)  # noqa: T201 - a plain line for a person; sys.stderr may be None, which print copes with
+        print(notice, file=sys.stderr)  # noqa: T201 - a plain line for a person

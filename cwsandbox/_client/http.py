@@ -1,7 +1,8 @@
 """The resource calls: one deadline per call, retries inside it, answers as models, errors as the package's own.
 
-What is retried: calls that changed nothing or may be repeated, after a failed connection or an answer that says when to come
-back. That is all of them: a create is repeated with its request id, stop and delete are done once however often they are asked.
+What is retried: calls that changed nothing or may be repeated, after a failed connection or an answer that says when to
+come back. That is all of them: a create is repeated with its request id, stop and delete are done once however often
+they are asked.
 """
 
 from __future__ import annotations
@@ -10,7 +11,7 @@ import enum
 import functools
 import json
 import random
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Protocol
 from urllib.parse import quote
 
 import anyio
@@ -18,7 +19,6 @@ import attrs
 from attrs import frozen
 
 from cwsandbox._client.errors import TransportError, bad_answer, request_timed_out, status_error, unreachable
-from cwsandbox.exceptions import CWSandboxError
 from cwsandbox.wire import codec
 from cwsandbox.wire.errors import Status, WireError
 from cwsandbox.wire.resources import GatewayInfo, ListSandboxesResponse, Sandbox, StopSandboxRequest
@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Sequence
     from typing import TypeVar
 
+    from cwsandbox.exceptions import CWSandboxError
     from cwsandbox.wire.resources import State
 
     T = TypeVar("T")
@@ -101,8 +102,8 @@ class _Call:
 class Api:
     """The calls to one gateway, for one event loop.
 
-    `timeout` is the total for a call in seconds, retries included; when it is over, `SandboxRequestTimeoutError` is raised.
-    Cancelling a call drops its connection; what it asked for may have been done.
+    `timeout` is the total for a call in seconds, retries included; when it is over, `SandboxRequestTimeoutError` is
+    raised. Cancelling a call drops its connection; what it asked for may have been done.
 
     Args:
         where: What messages call the gateway.
@@ -326,7 +327,7 @@ def read_gateway_info(content: bytes) -> GatewayInfo:
     """
     document = json.loads(content)
     if not isinstance(document, dict):
-        raise ValueError("not a gateway's description of itself")
+        raise ValueError("not a gateway's description of itself")  # noqa: TRY004 - of content, not of arguments
     return GatewayInfo.from_json({name: value for name, value in document.items() if name in _INFO_NAMES})
 
 

@@ -57,7 +57,7 @@ class StreamSink(Protocol):
     """
 
     def data(self, code: int, data: bytes) -> None:
-        """Bytes arrived on a substream (0: data, 1: extended data). Call `ClientStream.consumed` when they are taken."""
+        """Bytes arrived on a substream (0: data, 1: extended data). Answer with `ClientStream.consumed` when taken."""
 
     def eof(self, code: int) -> None:
         """The substream has ended."""

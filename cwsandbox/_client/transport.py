@@ -1,9 +1,9 @@
 """Bytes to and from one gateway: requests (wraps httpx) and WebSockets (wraps httpx-ws). Heavy to import: load it late.
 
-What both libraries do badly is kept in here: no connection pool limit (httpcore's slots leak when requests are cancelled; the
-caller bounds what it sends), no proxies or netrc from the environment, no keepalive of httpx-ws (it closes healthy connections
-whose reader is busy), no background reader of httpx-ws (it costs two task switches per message and its failures come in
-groups), and none of their exceptions gets out.
+What both libraries do badly is kept in here: no connection pool limit (httpcore's slots leak when requests are
+cancelled; the caller bounds what it sends), no proxies or netrc from the environment, no keepalive of httpx-ws (it
+closes healthy connections whose reader is busy), no background reader of httpx-ws (it costs two task switches per
+message and its failures come in groups), and none of their exceptions gets out.
 """
 
 from __future__ import annotations
@@ -74,7 +74,7 @@ class Transport:
     async def request(
         self, method: str, path: str, *, params: Sequence[tuple[str, str]] = (), content: bytes | None = None
     ) -> Reply:
-        """Send one request and read the whole answer. Has no time limit of its own; cancelling it closes its connection.
+        """Send one request and read the whole answer, without a time limit. Cancelling closes the connection.
 
         Raises:
             TransportError: There was no answer.
@@ -130,7 +130,7 @@ class WebSocket(httpx_ws.AsyncWebSocketSession):
 
     @asynccontextmanager
     async def __asynccontextmanager__(self) -> AsyncGenerator[WebSocket, None]:
-        self._pieces: list[bytes] = []
+        self._pieces: list[bytes | bytearray] = []
         self._pieces_bytes = 0
         self._reply = b""  # The pong to the latest ping; RFC 6455 (5.5.3) wants no older ones.
         self._broken = False
@@ -144,7 +144,7 @@ class WebSocket(httpx_ws.AsyncWebSocketSession):
                 await self.stream.aclose()
 
     def check(self, greeted: httpx.Response) -> None:
-        """Make sure that the peer speaks WebSocket and answered us (httpx-ws does not look), on the connection of `greeted`.
+        """Make sure that the peer speaks WebSocket and means us (httpx-ws does not look), on the connection of `greeted`.
 
         Raises:
             TransportError: It does not.
@@ -186,7 +186,7 @@ class WebSocket(httpx_ws.AsyncWebSocketSession):
             self.connection.receive_data(data)
 
     async def send_message(self, message: bytes | None) -> None:
-        """Send the reply to a ping, if one is due, and a message. Cancelling it may cut the message and ends the connection.
+        """Send the reply to a ping, if one is due, and a message. Cancelling may cut it: the connection is dead then.
 
         Raises:
             TransportError: The connection is over.
@@ -222,7 +222,7 @@ class WebSocket(httpx_ws.AsyncWebSocketSession):
         return None
 
     def _take_pieces(self) -> bytes:
-        message = self._pieces[0] if len(self._pieces) == 1 else b"".join(self._pieces)
+        message = b"".join(self._pieces)
         self._pieces.clear()
         self._pieces_bytes = 0
         return message
@@ -267,7 +267,7 @@ async def open_transport(
             base_url=address.url,
             headers=all_headers,
             transport=httpx.AsyncHTTPTransport(verify=tls, trust_env=False, limits=limits, uds=socket_path),
-            timeout=None,  # The caller's one deadline covers everything; httpx's own are per read.
+            timeout=None,  # noqa: S113 - the caller's one deadline covers everything; httpx's own are per read.
             trust_env=False,
             event_hooks={"response": [_read_refusal]},
         )
@@ -289,7 +289,7 @@ async def _read_refusal(response: httpx.Response) -> None:
 
 
 def _text(error: BaseException) -> str:
-    """httpcore's messages are often empty; what they wrap says more."""
+    """The message; those of httpcore are often empty, and what they wrap says more."""
     cause: BaseException | None = error
     while cause is not None and not str(cause):
         cause = cause.__cause__ or cause.__context__
