@@ -1,0 +1,287 @@
+"""A gateway as a process: its folders, its lock, its parts put together, and when it ends.
+
+A state directory belongs to one running gateway: it holds a file lock on it, which the kernel releases however the
+process ends. A successor waits for the lock, then takes the sandboxes back.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import functools
+import json
+import logging
+import os
+import resource
+import signal
+import sqlite3
+from importlib.util import find_spec
+from typing import TYPE_CHECKING, Final
+
+import anyio
+from attrs import frozen
+
+from cwsandbox._version import __version__
+from cwsandbox.gateway.auth import PeerAuthenticator, read_key_file
+from cwsandbox.gateway.reaper import reap
+from cwsandbox.gateway.service import Directories, Limits, Service
+from cwsandbox.gateway.store import Store
+from cwsandbox.runners.base import IsolationLevel, RunnerError
+from cwsandbox.wire.frames import PROTOCOL_VERSION
+
+if TYPE_CHECKING:
+    import socket
+    from collections.abc import AsyncIterator, Iterator
+
+    from anyio.abc import TaskStatus
+
+    from cwsandbox.gateway.auth import Authenticator
+    from cwsandbox.gateway.server import Connections
+    from cwsandbox.runners.base import Runner
+
+_log = logging.getLogger(__name__)
+
+# A predecessor that was told to end takes at most this long (`Limits.shutdown_seconds` and the server's own).
+_LOCK_SECONDS: Final = 20.0
+# A log file that is larger at the start is set aside.
+_LOG_BYTES: Final = 4 * 1024 * 1024
+
+_PROCESS_NOTICE: Final = (
+    "cwsandbox: sandboxes run at isolation level 'process', because namespaces cannot be made here: "
+    "what surrounds this machine's processes is the boundary. CWSANDBOX_ISOLATION=namespaces refuses that."
+)
+
+
+@frozen
+class Options:
+    """How a gateway runs; the fields are the command line's options.
+
+    Attributes:
+        state_dir: Records, logs of main commands, the lock. Made with mode 0700.
+        runtime_dir: The runner's sockets and boxes. Made with mode 0700.
+        socket: The Unix socket of an embedded gateway.
+        host: The address of one on a port; "" is embedded.
+        port: The port; 0 chooses one.
+        api_key_file: The keys, on a port.
+        ready_fd: Where one JSON line is written when the gateway accepts; -1 is nowhere.
+        idle_seconds: Embedded: how long without connections and sandboxes before it ends.
+        sandbox_idle_seconds: How long a sandbox may be unused; 0 is for ever.
+        grace_seconds: How long a client that was lost may come back.
+        isolation: The level that is required; "" takes the best there is.
+        log_file: Where to log; "" is stderr.
+    """
+
+    state_dir: str
+    runtime_dir: str
+    socket: str = ""
+    host: str = ""
+    port: int = 0
+    api_key_file: str = ""
+    ready_fd: int = -1
+    idle_seconds: float = 60.0
+    sandbox_idle_seconds: float = 1800.0
+    grace_seconds: float = 30.0
+    isolation: str = ""
+    log_file: str = ""
+
+    @property
+    def embedded(self) -> bool:
+        """On a Unix socket, for one user."""
+        return not self.host
+
+
+def run(options: Options) -> int:
+    """Serve until told to end or idle; return the exit status.
+
+    What keeps it from starting is logged, and reported on the ready descriptor as `{"error": ...}`.
+    """
+    os.umask(0o077)
+    _raise_descriptor_limit()
+    try:
+        for folder in (options.state_dir, os.path.join(options.state_dir, "logs"), options.runtime_dir):
+            os.makedirs(folder, mode=0o700, exist_ok=True)
+        _start_logging(options.log_file)
+        with _lock(options.state_dir):
+            anyio.run(_main, options, backend_options={"use_uvloop": find_spec("uvloop") is not None})
+    except Exception as failure:
+        problem = _first(failure)
+        if not isinstance(problem, (OSError, ValueError, RunnerError, sqlite3.Error)):
+            raise
+        _log.error("the gateway cannot run: %s", problem)
+        _announce(options.ready_fd, {"error": str(problem)})
+        return 1
+    return 0
+
+
+async def _main(options: Options) -> None:
+    # Whoever ends the gateway (a signal, a request, idleness) sets this.
+    ending = anyio.Event()
+    async with anyio.create_task_group() as tasks:
+        await tasks.start(_end_on_signal, ending)
+        await _serve(options, ending)
+        tasks.cancel_scope.cancel()
+
+
+async def _serve(options: Options, ending: anyio.Event) -> None:
+    authenticator = _authenticator(options)
+    async with _open_service(options) as (runner, service):
+        from cwsandbox.gateway import server as serving
+        from cwsandbox.gateway.app import Gateway, make_app
+
+        gateway = Gateway(service, authenticator, shut_down=ending.set if options.embedded else None)
+        connections = serving.Connections()
+        server = serving.GatewayServer(make_app(gateway), connections)
+        if options.embedded:
+            listener = serving.bind_unix(options.socket)
+        else:
+            listener = serving.bind_port(options.host, options.port)
+        readiness = _readiness(options, gateway.instance_id, listener, runner)
+        async with anyio.create_task_group() as tasks:
+            tasks.start_soon(functools.partial(server.serve, sockets=[listener]))
+            await server.listening.wait()
+            _announce(options.ready_fd, readiness)
+            _log.info("gateway %s (version %s, pid %d) serves", gateway.instance_id, __version__, os.getpid())
+            async with anyio.create_task_group() as watchers:
+                if options.embedded:
+                    watchers.start_soon(_end_when_idle, service, connections, options.idle_seconds, ending)
+                await ending.wait()
+                watchers.cancel_scope.cancel()
+            _log.info("gateway %s ends", gateway.instance_id)
+            # First the path: a client that comes now starts a successor, which waits for our lock. Then the boxes, so
+            # that clients learn how their commands ended. Then the connections.
+            if options.embedded:
+                os.unlink(options.socket)
+            await service.end_all()
+            server.stop()
+
+
+@contextlib.asynccontextmanager
+async def _open_service(options: Options) -> AsyncIterator[tuple[Runner, Service]]:
+    from cwsandbox.runners.local import LocalRunner
+
+    limits = Limits(idle_seconds=options.sandbox_idle_seconds or None, grace_seconds=options.grace_seconds)
+    level = IsolationLevel(options.isolation) if options.isolation else None
+    async with (
+        Store.open(os.path.join(options.state_dir, "sandboxes.sqlite")) as store,
+        LocalRunner(options.state_dir, options.runtime_dir, isolation=level) as runner,
+        Service.open(runner, store, Directories(os.path.join(options.state_dir, "logs")), limits) as service,
+        anyio.create_task_group() as tasks,
+    ):
+        tasks.start_soon(reap, service)
+        yield runner, service
+        tasks.cancel_scope.cancel()
+
+
+async def _end_on_signal(ending: anyio.Event, *, task_status: TaskStatus[None] = anyio.TASK_STATUS_IGNORED) -> None:
+    with anyio.open_signal_receiver(signal.SIGTERM, signal.SIGINT) as received:
+        task_status.started()
+        async for number in received:
+            _log.info("%s received", number.name)
+            ending.set()
+
+
+async def _end_when_idle(service: Service, connections: Connections, seconds: float, ending: anyio.Event) -> None:
+    """Set `ending` after `seconds` without sandboxes and connections."""
+    while True:
+        while service.active:
+            await service.population.wait()
+        while connections.count:
+            await connections.changed.wait()
+        if service.active:
+            continue
+        with anyio.move_on_after(seconds) as quiet:
+            await connections.changed.wait()
+        if quiet.cancelled_caught and not service.active:
+            _log.info("nothing to do for %g s", seconds)
+            ending.set()
+            return
+
+
+def _authenticator(options: Options) -> Authenticator:
+    if options.embedded:
+        return PeerAuthenticator(os.geteuid())
+    with open(options.api_key_file, encoding="ascii") as lines:
+        return read_key_file(lines)
+
+
+def _readiness(options: Options, instance_id: str, listener: socket.socket, runner: Runner) -> dict[str, object]:
+    capabilities = runner.capabilities()
+    unasked = capabilities.isolation is IsolationLevel.PROCESS and not options.isolation
+    if unasked:
+        _log.warning("%s", _PROCESS_NOTICE)
+    return {
+        "version": __version__,
+        "protocol": PROTOCOL_VERSION,
+        "pid": os.getpid(),
+        "socket": options.socket or "{}:{}".format(*listener.getsockname()[:2]),
+        "instanceId": instance_id,
+        "notice": _PROCESS_NOTICE if unasked else "",
+    }
+
+
+def _announce(descriptor: int, document: dict[str, object]) -> None:
+    """Write one line to whoever started us, and close; it may have gone."""
+    if descriptor >= 0:
+        with contextlib.suppress(OSError), os.fdopen(descriptor, "wb") as pipe:
+            pipe.write(json.dumps(document).encode() + b"\n")
+
+
+@contextlib.contextmanager
+def _lock(folder: str) -> Iterator[None]:
+    """Hold the state directory for ourselves; waits for a predecessor that ends just now. Blocks: before the loop runs.
+
+    Raises:
+        TimeoutError: Another gateway holds it.
+    """
+    descriptor = os.open(os.path.join(folder, "lock"), os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
+    try:
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            with _alarm(_LOCK_SECONDS, f"another gateway uses {folder}"):
+                fcntl.flock(descriptor, fcntl.LOCK_EX)
+        yield
+    finally:
+        os.close(descriptor)
+
+
+@contextlib.contextmanager
+def _alarm(seconds: float, message: str) -> Iterator[None]:
+    """Interrupt a blocking call of the main thread."""
+
+    def ring(number: int, frame: object) -> None:
+        raise TimeoutError(message)
+
+    previous = signal.signal(signal.SIGALRM, ring)
+    signal.setitimer(signal.ITIMER_REAL, seconds)
+    try:
+        yield
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        signal.signal(signal.SIGALRM, previous)
+
+
+def _raise_descriptor_limit() -> None:
+    """Each command has up to four descriptors here; the soft limit is for programs that still use select()."""
+    _soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    with contextlib.suppress(OSError, ValueError):
+        resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
+
+
+def _start_logging(path: str) -> None:
+    """Log to a private file, or to stderr."""
+    if path:
+        with contextlib.suppress(FileNotFoundError):
+            if os.stat(path).st_size > _LOG_BYTES:
+                os.replace(path, path + ".1")
+        os.close(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600))
+    handler = logging.FileHandler(path, encoding="utf-8") if path else logging.StreamHandler()
+    handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(name)s: %(message)s"))
+    logging.basicConfig(level=logging.INFO, handlers=[handler], force=True)
+    # uvicorn tells of every start, end and connection.
+    logging.getLogger("uvicorn.error").setLevel(logging.WARNING)
+
+
+def _first(problem: Exception) -> Exception:
+    """Return the first failure inside of a group, or the failure itself."""
+    return _first(problem.exceptions[0]) if isinstance(problem, ExceptionGroup) else problem

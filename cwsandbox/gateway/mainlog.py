@@ -1,0 +1,191 @@
+"""What the main command of a sandbox printed, kept on disk in a bounded ring.
+
+Two files of half the limit each: the current one grows, and when it is full it replaces the previous one. Entries are
+framed with the time they arrived at, because `since_time` and `timestamps` ask for it.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import itertools
+import logging
+import os
+import struct
+import time
+from collections import deque
+from typing import TYPE_CHECKING, Final
+
+import anyio
+import anyio.to_thread
+from attrs import frozen
+
+from cwsandbox.gateway.pulse import Pulse
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from cwsandbox.runners.base import ByteSource
+
+_log = logging.getLogger(__name__)
+
+LIMIT_BYTES: Final = 16 * 1024 * 1024
+_CHUNK_BYTES: Final = 64 * 1024
+_FRAME: Final = struct.Struct("!dI")
+
+
+@frozen
+class Entry:
+    """Some bytes and when they arrived (seconds since the epoch)."""
+
+    time: float
+    data: bytes
+
+
+@frozen
+class Snapshot:
+    """What the log holds.
+
+    Attributes:
+        entries: From the wanted position on, as far as they are still there.
+        oldest: The position of the oldest entry that is still there.
+        position: Where to go on from.
+    """
+
+    entries: tuple[Entry, ...]
+    oldest: int
+    position: int
+
+
+class MainLog:
+    """The log of one sandbox.
+
+    Args:
+        path: The file; the older half has `.1` appended.
+        limit_bytes: How much is kept at most, default 16 MiB.
+    """
+
+    def __init__(self, path: str, *, limit_bytes: int = LIMIT_BYTES) -> None:
+        self._path = path
+        self._half = limit_bytes // 2
+        self._lock = anyio.Lock()
+        self._size = 0
+        # Entries are numbered for ever; `_first` is the number of the oldest one that is kept.
+        self._end = 0
+        self._in_current = 0
+        self._in_previous = 0
+        self._grown = Pulse()
+        self._closed = False
+
+    @property
+    def closed(self) -> bool:
+        """There will be no more."""
+        return self._closed
+
+    def close(self) -> None:
+        """Say that there will be no more; followers end."""
+        self._closed = True
+        self._grown.notify()
+
+    async def pump(self, source: ByteSource) -> None:
+        """Append everything from `source` until its end; a full disk loses log lines, never blocks the sandbox."""
+        with contextlib.suppress(anyio.EndOfStream):
+            while True:
+                data = await source.receive(_CHUNK_BYTES)
+                try:
+                    await self.append(data)
+                except OSError as error:
+                    _log.warning("a sandbox's output could not be logged: %s", error)
+
+    async def append(self, data: bytes) -> None:
+        """Append `data` with the present time."""
+        async with self._lock:
+            await anyio.to_thread.run_sync(self._append, Entry(time.time(), data))
+        self._grown.notify()
+
+    async def wait_beyond(self, position: int) -> None:
+        """Wait until there is more than `position`, or the log is closed."""
+        while self._end <= position and not self._closed:
+            await self._grown.wait()
+
+    async def read(self, position: int = 0) -> Snapshot:
+        """Return what is kept from `position` on."""
+        async with self._lock:
+            oldest = self._end - self._in_current - self._in_previous
+            entries = await anyio.to_thread.run_sync(self._read, max(0, position - oldest))
+            return Snapshot(entries, oldest, self._end)
+
+    async def remove(self) -> None:
+        """Delete the files."""
+        self.close()
+        async with self._lock:
+            await anyio.to_thread.run_sync(remove_files, self._path)
+
+    def _append(self, entry: Entry) -> None:
+        if self._size >= self._half:
+            os.replace(self._path, self._path + ".1")
+            self._size, self._in_previous, self._in_current = 0, self._in_current, 0
+        frame = _FRAME.pack(entry.time, len(entry.data)) + entry.data
+        flags = os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC | os.O_NOFOLLOW
+        descriptor = os.open(self._path, flags, 0o600)
+        try:
+            os.write(descriptor, frame)
+        finally:
+            os.close(descriptor)
+        self._size += len(frame)
+        self._end += 1
+        self._in_current += 1
+
+    def _read(self, skip: int) -> tuple[Entry, ...]:
+        return tuple(itertools.islice(itertools.chain(_entries(self._path + ".1"), _entries(self._path)), skip, None))
+
+    @classmethod
+    def reopen(cls, path: str) -> MainLog:
+        """Take over the log that an earlier gateway wrote. Blocking."""
+        log = cls(path)
+        log._in_previous = sum(1 for _ in _entries(path + ".1"))
+        log._in_current = sum(1 for _ in _entries(path))
+        log._end = log._in_previous + log._in_current
+        with contextlib.suppress(FileNotFoundError):
+            log._size = os.stat(path).st_size
+        return log
+
+
+def remove_files(path: str) -> None:
+    """Delete a log by its path. Blocking."""
+    for name in (path, path + ".1"):
+        with contextlib.suppress(FileNotFoundError):
+            os.unlink(name)
+
+
+def _entries(path: str) -> Iterator[Entry]:
+    try:
+        descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW)
+    except FileNotFoundError:
+        return
+    with os.fdopen(descriptor, "rb") as file:
+        while len(header := file.read(_FRAME.size)) == _FRAME.size:
+            when, length = _FRAME.unpack(header)
+            data = file.read(length)
+            if len(data) < length:
+                return  # The gateway died in the middle of this entry.
+            yield Entry(when, data)
+
+
+def tail(entries: tuple[Entry, ...], lines: int) -> tuple[Entry, ...]:
+    """Return the last `lines` lines of `entries`; an unfinished last line counts as one."""
+    kept: deque[Entry] = deque()
+    # The newline that ends the last line does not begin another one.
+    wanted = lines + 1 if entries and entries[-1].data.endswith(b"\n") else lines
+    for entry in reversed(entries):
+        found = entry.data.count(b"\n")
+        if found < wanted:
+            wanted -= found
+            kept.appendleft(entry)
+            continue
+        data = entry.data
+        cut = len(data)
+        for _ in range(wanted):
+            cut = data.rindex(b"\n", 0, cut)
+        kept.appendleft(Entry(entry.time, data[cut + 1 :]))
+        break
+    return tuple(kept)

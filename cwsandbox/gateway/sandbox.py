@@ -1,0 +1,243 @@
+"""One sandbox: its record, and the task that takes it from its creation to its end."""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+from datetime import UTC, datetime
+from typing import TYPE_CHECKING
+
+import anyio
+from attrs import define
+
+from cwsandbox.gateway.lifecycle import TERMINAL, Trigger, next_state
+from cwsandbox.gateway.pulse import Pulse
+from cwsandbox.runners.base import BoxGoneError, RunnerError
+from cwsandbox.wire.resources import State
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+
+    from cwsandbox.gateway.mainlog import MainLog
+    from cwsandbox.runners.base import Box, BoxSpec, ExitStatus, Runner
+    from cwsandbox.wire.resources import SandboxSpec
+
+_log = logging.getLogger(__name__)
+
+# How long what ends with a box (its main command's exit and output) may take after the box is gone.
+_SETTLE_SECONDS = 2.0
+# How long removing a box may take beyond the grace of the main command.
+_REMOVE_SECONDS = 30.0
+
+
+@define(eq=False)
+class Record:
+    """What is known about a sandbox; what the store keeps.
+
+    Attributes:
+        sequence: Grows with every sandbox of this gateway; the order of lists.
+        principal: Who created it and alone may see it.
+        fingerprint: A hash of the specification as it was sent, to recognise a repeated create.
+        spec: The specification without environment values and file contents.
+    """
+
+    sandbox_id: str
+    sequence: int
+    principal: str
+    request_id: str
+    fingerprint: str
+    spec: SandboxSpec
+    runner_id: str
+    create_time: datetime
+    state: State = State.PENDING
+    state_reason: str = ""
+    start_time: datetime | None = None
+    end_time: datetime | None = None
+    exit_code: int | None = None
+    isolation: str = ""
+
+
+@define(eq=False)
+class Stop:
+    """A stop that was asked for."""
+
+    reason: str
+    grace_seconds: float
+
+
+class LiveSandbox:
+    """A sandbox in this gateway's memory, ended ones included.
+
+    Only `advance` changes the state, only `run` drives it, and `run` is one task. `on_change` is called after every
+    change of the record.
+    """
+
+    def __init__(self, record: Record, log: MainLog, on_change: Callable[[LiveSandbox], None]) -> None:
+        self.record = record
+        self.log = log
+        self.box: Box | None = None
+        self.forgotten = False
+        self._on_change = on_change
+        self._changed = Pulse()
+        # Set when `run` has something to do: the main command ended, or a stop was asked for.
+        self._attention = anyio.Event()
+        self._stop: Stop | None = None
+        self._stop_scope = anyio.CancelScope()
+        self._main_exit: ExitStatus | None = None
+        self._operations = 0
+        self._last_used = anyio.current_time()
+
+    @property
+    def terminal(self) -> bool:
+        """It ended; the state will not change again."""
+        return self.record.state in TERMINAL
+
+    @property
+    def idle_since(self) -> float | None:
+        """When the last operation ended, on anyio's clock; None while one runs."""
+        return None if self._operations else self._last_used
+
+    @property
+    def ending(self) -> bool:
+        """The main command ended or a stop was asked for: what runs in the box is killed or will be."""
+        return self._attention.is_set()
+
+    @contextlib.contextmanager
+    def in_use(self) -> Iterator[None]:
+        """Count an operation, for the reaper of idle sandboxes."""
+        self._operations += 1
+        try:
+            yield
+        finally:
+            self._operations -= 1
+            self.touch()
+
+    def touch(self) -> None:
+        """Count an operation that is over already."""
+        self._last_used = anyio.current_time()
+
+    def advance(self, trigger: Trigger, reason: str = "") -> None:
+        """Move to the state that follows `trigger`; the first reason that is given stays."""
+        record = self.record
+        state = next_state(record.state, trigger)
+        if state is record.state:
+            return
+        record.state = state
+        record.state_reason = record.state_reason or reason
+        now = datetime.now(UTC)
+        if state is State.RUNNING:
+            record.start_time = now
+        elif state in TERMINAL:
+            record.end_time = now
+        self._on_change(self)
+        self._changed.notify()
+
+    async def wait_for(self, reached: Callable[[State], bool]) -> None:
+        """Wait until the state satisfies `reached`. Cancelling stops waiting only."""
+        while not reached(self.record.state):
+            await self._changed.wait()
+
+    def stop(self, reason: str, grace_seconds: float) -> None:
+        """Ask for the end. The first reason stays; a shorter grace cuts a longer one short."""
+        if self.terminal:
+            return
+        if self._stop is None:
+            self._stop = Stop(reason, grace_seconds)
+            self._attention.set()
+        elif grace_seconds <= 0 < self._stop.grace_seconds:
+            self._stop.grace_seconds = 0
+            self._stop_scope.cancel()
+        self.advance(Trigger.STOP_REQUESTED, reason)
+
+    async def run(self, runner: Runner, spec: BoxSpec, slots: anyio.Semaphore) -> None:
+        """Create the box and live in it until the end. Never raises.
+
+        Cancelling (the gateway goes down hard) leaves the box to `Runner.recover` of the next gateway.
+        """
+        async with slots:
+            box = await self._create(runner, spec)
+        if box is not None:
+            await self.run_in(box)
+        self.log.close()
+
+    async def run_in(self, box: Box) -> None:
+        """Live in `box` until the end: one that was just made, or one that a gateway before this one left."""
+        self.box = box
+        self.record.isolation = str(box.isolation)
+        self.advance(Trigger.BOX_READY)
+        async with anyio.create_task_group() as tasks:
+            tasks.start_soon(self._guard, self.log.pump, box.main.stdout)
+            if box.main.stderr is not None:
+                tasks.start_soon(self._guard, self.log.pump, box.main.stderr)
+            tasks.start_soon(self._guard, self._watch_main, box)
+            await self._attention.wait()
+            # Two ways to get here: the main command (or the box) ended, or a stop was asked for. A stop may still come
+            # during the end.
+            removed = await self._remove(box)
+            tasks.cancel_scope.deadline = anyio.current_time() + _SETTLE_SECONDS
+        self.box = None
+        self._finish(removed)
+        self.log.close()
+
+    async def _create(self, runner: Runner, spec: BoxSpec) -> Box | None:
+        if self._stop is not None:
+            self.advance(Trigger.STOPPED)
+            return None
+        self.advance(Trigger.CREATE_STARTED)
+        try:
+            return await runner.create(spec)
+        except (RunnerError, OSError) as error:
+            self.advance(Trigger.CREATE_FAILED, str(error) or type(error).__name__)
+        except Exception:
+            _log.exception("sandbox %s could not be created", self.record.sandbox_id)
+            self.advance(Trigger.CREATE_FAILED, "the gateway failed to create the sandbox; its log says more")
+        return None
+
+    async def _watch_main(self, box: Box) -> None:
+        try:
+            self._main_exit = await box.main.wait()
+        finally:
+            self._attention.set()
+
+    async def _remove(self, box: Box) -> bool:
+        """Stop the box and wait until nothing is left of it."""
+        sandbox_id = self.record.sandbox_id
+        grace = self._stop.grace_seconds if self._stop is not None else 0.0
+        try:
+            with anyio.move_on_after(max(0.0, grace) + _REMOVE_SECONDS), self._stop_scope:
+                await box.stop(grace)
+            # A grace cut short cancelled the first call; the box dies already, this one makes sure.
+            with anyio.move_on_after(_REMOVE_SECONDS):
+                await box.stop(0)
+                await box.wait_gone()
+                return True
+        except (RunnerError, OSError):
+            _log.exception("sandbox %s could not be removed cleanly", sandbox_id)
+        except Exception:
+            _log.exception("sandbox %s could not be removed", sandbox_id)
+        return False
+
+    def _finish(self, removed: bool) -> None:
+        status = self._main_exit
+        stopped = self._stop is not None
+        # KILL after a stop is ours, not an exit of the command's own.
+        if status is not None and not (stopped and status.signal == 9):
+            self.record.exit_code = status.returncode
+        if not removed:
+            self.record.state_reason = "the sandbox could not be removed; the gateway's log says more"
+            self.advance(Trigger.BOX_LOST)
+        elif stopped:
+            self.advance(Trigger.STOPPED)
+        elif status is not None:
+            self.advance(Trigger.MAIN_EXITED, f"the main command ended with exit status {status.returncode}")
+        else:
+            self.advance(Trigger.BOX_LOST, "the sandbox was lost: its agent or the whole sandbox was killed")
+
+    async def _guard(self, function: Callable[..., object], argument: object) -> None:
+        """Run a helper of `run_in`; a failure of its own must not end the sandbox's task."""
+        try:
+            await function(argument)  # type: ignore[misc]
+        except BoxGoneError:
+            pass
+        except Exception:
+            _log.exception("sandbox %s: %s failed", self.record.sandbox_id, function.__name__)

@@ -1,0 +1,391 @@
+"""All sandboxes of a gateway: creating, finding, waiting, stopping, and the way to their boxes. No HTTP in here.
+
+The service owns one task group. Every sandbox is driven by one task in it, every stream by another; they end with the
+service, which is an async context manager (`Service.open`). Callers are principals: who created a sandbox is the only
+one who can see it.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import logging
+import math
+import os
+import secrets
+from datetime import UTC, datetime
+from typing import TYPE_CHECKING, Any, Self
+
+import anyio
+import anyio.to_thread
+from attrs import frozen
+
+from cwsandbox.gateway import records
+from cwsandbox.gateway.admission import admit
+from cwsandbox.gateway.errors import error, invalid, not_found, not_running
+from cwsandbox.gateway.lifecycle import TERMINAL, Trigger
+from cwsandbox.gateway.mainlog import MainLog
+from cwsandbox.gateway.pulse import Pulse
+from cwsandbox.gateway.registry import StreamRegistry
+from cwsandbox.gateway.sandbox import LiveSandbox, Record
+from cwsandbox.runners.base import RunnerError
+from cwsandbox.wire.errors import Code, Reason
+from cwsandbox.wire.resources import State
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator, Callable, Coroutine, Iterator
+
+    from cwsandbox.gateway.records import ListFilter
+    from cwsandbox.gateway.store import Store
+    from cwsandbox.runners.base import Box, ByteSource, Command, Runner
+    from cwsandbox.wire.resources import SandboxSpec
+
+_log = logging.getLogger(__name__)
+
+
+@frozen
+class Limits:
+    """The bounds of one gateway.
+
+    Attributes:
+        sandboxes: Sandboxes that have not ended, for all principals together.
+        creations: Boxes being made at the same time; further ones are PENDING.
+        ended_records: Ended sandboxes that are remembered; the oldest are forgotten first.
+        retention_seconds: How long an ended sandbox is remembered.
+        idle_seconds: How long a sandbox may be without any operation before it is ended; None is for ever.
+        grace_seconds: How long commands of a client that went away wait for it to come back.
+        stop_grace_seconds: The longest grace that a stop may ask for.
+        shutdown_seconds: How long ending all sandboxes may take when the service ends.
+    """
+
+    sandboxes: int = 1000
+    creations: int = 16
+    ended_records: int = 10_000
+    retention_seconds: float = 24 * 3600.0
+    idle_seconds: float | None = 1800.0
+    grace_seconds: float = 30.0
+    stop_grace_seconds: float = 300.0
+    shutdown_seconds: float = 10.0
+
+
+@frozen
+class Directories:
+    """Where the service keeps files: `logs` is private and exists."""
+
+    logs: str
+
+    def log_path(self, sandbox_id: str) -> str:
+        """The file for the output of a sandbox's main command."""
+        return os.path.join(self.logs, sandbox_id)
+
+
+class Service:
+    """The sandboxes of one gateway. Open it with `Service.open`."""
+
+    def __init__(self, runner: Runner, store: Store, directories: Directories, limits: Limits) -> None:
+        self.runner = runner
+        self.limits = limits
+        self.detached: set[tuple[str, str]] = set()
+        self._store = store
+        self._directories = directories
+        self._sandboxes: dict[str, LiveSandbox] = {}
+        self._requests: dict[tuple[str, str], LiveSandbox] = {}
+        self._sequence = 0
+        self._active = 0
+        self._creations = anyio.Semaphore(limits.creations)
+        self.closing = False
+        self.population = Pulse()
+        self.streams = StreamRegistry()
+        self._tasks = anyio.create_task_group()
+
+    @classmethod
+    @contextlib.asynccontextmanager
+    async def open(
+        cls, runner: Runner, store: Store, directories: Directories, limits: Limits | None = None
+    ) -> AsyncIterator[Self]:
+        """Take back what an earlier gateway left, then serve.
+
+        Leaving ends all sandboxes, within `Limits.shutdown_seconds`; what is not gone by then is left to the runner's
+        `recover`.
+        """
+        service = cls(runner, store, directories, limits or Limits())
+        async with service._tasks:
+            await service._recover()
+            try:
+                yield service
+            finally:
+                await service.end_all()
+                service._tasks.cancel_scope.cancel()
+
+    @property
+    def active(self) -> int:
+        """Sandboxes that have not ended."""
+        return self._active
+
+    def start_soon(self, function: Callable[..., Coroutine[Any, Any, object]], *args: object, name: str) -> None:
+        """Run something in the service's task group; it must handle its own failures."""
+        self._tasks.start_soon(function, *args, name=name)
+
+    # ---------------------------------------------------------------------------------------------- create and find
+
+    async def create(self, principal: str, spec: SandboxSpec, request_id: str = "") -> LiveSandbox:
+        """Make a sandbox and answer as soon as its record is on disk; it is PENDING or CREATING then.
+
+        The same `request_id` of the same principal with the same specification gives the same sandbox.
+
+        Raises:
+            StatusError: INVALID_ARGUMENT, UNIMPLEMENTED (what the runner cannot do), ALREADY_EXISTS (the request id was
+                used for something else), RESOURCE_EXHAUSTED, UNAVAILABLE (the gateway ends).
+        """
+        fingerprint = records.fingerprint(spec)
+        sandbox = self._requests.get((principal, request_id)) if request_id else None
+        if sandbox is None:
+            sandbox = self._create(principal, spec, request_id, fingerprint)
+        elif sandbox.record.fingerprint != fingerprint:
+            raise error(
+                Code.ALREADY_EXISTS,
+                f"request id {request_id!r} was used for another specification (sandbox {sandbox.record.sandbox_id})",
+                Reason.INVALID_REQUEST,
+            )
+        await self._store.flush()
+        return sandbox
+
+    def _create(self, principal: str, spec: SandboxSpec, request_id: str, fingerprint: str) -> LiveSandbox:
+        if self.closing:
+            raise error(Code.UNAVAILABLE, "the gateway is shutting down", Reason.BACKEND_UNAVAILABLE)
+        if self._active >= self.limits.sandboxes:
+            raise error(
+                Code.RESOURCE_EXHAUSTED,
+                f"this gateway runs {self._active} sandboxes, which is its limit; stop some first",
+                Reason.RUNNER_CAPACITY_EXHAUSTED,
+            )
+        sandbox_id = new_sandbox_id()
+        box_spec = admit(sandbox_id, spec, self.runner)
+        self._sequence += 1
+        record = Record(
+            sandbox_id=sandbox_id,
+            sequence=self._sequence,
+            principal=principal,
+            request_id=request_id,
+            fingerprint=fingerprint,
+            spec=records.without_secrets(spec),
+            runner_id=self.runner.runner_id,
+            create_time=datetime.now(UTC),
+        )
+        sandbox = LiveSandbox(record, MainLog(self._directories.log_path(sandbox_id)), self._on_change)
+        self._register(sandbox)
+        self._save(sandbox)
+        self._begin(sandbox, functools.partial(sandbox.run, self.runner, box_spec, self._creations))
+        return sandbox
+
+    def get(self, principal: str, sandbox_id: str) -> LiveSandbox:
+        """Return a sandbox, ended ones included.
+
+        Raises:
+            StatusError: NOT_FOUND.
+        """
+        sandbox = self._sandboxes.get(sandbox_id)
+        if sandbox is None or sandbox.forgotten or sandbox.record.principal != principal:
+            raise not_found(sandbox_id)
+        return sandbox
+
+    def list(self, principal: str, wanted: ListFilter) -> tuple[list[LiveSandbox], str]:
+        """Return a page of the principal's sandboxes, oldest first, and the token of the next page ("" at the end)."""
+        mine = (s for s in self._sandboxes.values() if s.record.principal == principal and not s.forgotten)
+        return records.page(mine, wanted)
+
+    def has_reached(self, sandbox: LiveSandbox, target: str) -> bool:
+        """Return whether `wait_for` would answer at once."""
+        return _target(target)(sandbox.record.state)
+
+    async def wait_for(self, principal: str, sandbox_id: str, target: str, timeout_seconds: float) -> LiveSandbox:
+        """Wait until the sandbox is "running" (or past that) or "terminal", or the time is up.
+
+        Cancelling stops waiting only.
+
+        Raises:
+            StatusError: NOT_FOUND; INVALID_ARGUMENT for another target.
+        """
+        sandbox = self.get(principal, sandbox_id)
+        reached = _target(target)
+        with sandbox.in_use(), anyio.move_on_after(timeout_seconds):
+            await sandbox.wait_for(reached)
+        return sandbox
+
+    # ---------------------------------------------------------------------------------------------- stop and delete
+
+    def stop(self, principal: str, sandbox_id: str, grace_seconds: float) -> LiveSandbox:
+        """Ask a sandbox to end; it is TERMINATING afterwards, or ended already.
+
+        Raises:
+            StatusError: NOT_FOUND; INVALID_ARGUMENT for a negative grace.
+        """
+        if not 0 <= grace_seconds < math.inf:
+            raise invalid("gracePeriodSeconds must not be negative")
+        sandbox = self.get(principal, sandbox_id)
+        sandbox.stop("stopped by request", min(grace_seconds, self.limits.stop_grace_seconds))
+        return sandbox
+
+    async def end_all(self) -> None:
+        """Refuse new sandboxes and end all there are, within `Limits.shutdown_seconds`. Cannot be cancelled."""
+        self.closing = True
+        with anyio.move_on_after(self.limits.shutdown_seconds, shield=True):
+            for sandbox in self.sandboxes():
+                sandbox.stop("the gateway was shut down", 0)
+            while self._active:
+                await self.population.wait()
+
+    async def delete(self, principal: str, sandbox_id: str) -> LiveSandbox:
+        """Kill a sandbox, forget its record, and answer when it is gone. Cancelling stops waiting only.
+
+        Raises:
+            StatusError: NOT_FOUND.
+        """
+        sandbox = self.get(principal, sandbox_id)
+        sandbox.forgotten = True
+        if sandbox.terminal:
+            self.forget(sandbox)
+        else:
+            sandbox.stop("deleted by request", 0)
+            await sandbox.wait_for(TERMINAL.__contains__)
+        return sandbox
+
+    # ---------------------------------------------------------------------------------------------- operations in boxes
+
+    async def box(self, sandbox: LiveSandbox, wait_seconds: float | None) -> Box:
+        """Return the box of a running sandbox, waiting up to `wait_seconds` (None: for ever) for it to run.
+
+        Raises:
+            StatusError: FAILED_PRECONDITION when it has ended or ends; DEADLINE_EXCEEDED when it does not run in time.
+        """
+        if sandbox.record.state not in _USABLE_OR_OVER:
+            with anyio.move_on_after(wait_seconds):
+                await sandbox.wait_for(_USABLE_OR_OVER.__contains__)
+        if sandbox.record.state is State.RUNNING and sandbox.box is not None:
+            return sandbox.box
+        if sandbox.record.state in _USABLE_OR_OVER:
+            raise not_running(sandbox.record)
+        raise error(
+            Code.DEADLINE_EXCEEDED,
+            f"sandbox {sandbox.record.sandbox_id} is not running after {wait_seconds:g} s "
+            f"(state {sandbox.record.state.name.lower()})",
+            metadata={"sandboxId": sandbox.record.sandbox_id, "state": sandbox.record.state.value},
+        )
+
+    def remember_detached(self, sandbox_id: str, exec_id: str) -> None:
+        """A restarted gateway keeps this command."""
+        self.detached.add((sandbox_id, exec_id))
+        self._store.put_detached(sandbox_id, exec_id)
+
+    # ---------------------------------------------------------------------------------------------- housekeeping
+
+    def sandboxes(self) -> Iterator[LiveSandbox]:
+        """All sandboxes of all principals, oldest first: for the reaper."""
+        return iter(list(self._sandboxes.values()))
+
+    def forget(self, sandbox: LiveSandbox) -> None:
+        """Drop the record and the log of an ended sandbox."""
+        record = sandbox.record
+        self._sandboxes.pop(record.sandbox_id, None)
+        if self._requests.get((record.principal, record.request_id)) is sandbox:
+            del self._requests[record.principal, record.request_id]
+        self.detached = {key for key in self.detached if key[0] != record.sandbox_id}
+        self._store.delete(record.sandbox_id)
+        self._tasks.start_soon(sandbox.log.remove, name=f"forget {record.sandbox_id}")
+
+    def _register(self, sandbox: LiveSandbox) -> None:
+        record = sandbox.record
+        self._sandboxes[record.sandbox_id] = sandbox
+        if record.request_id:
+            self._requests[record.principal, record.request_id] = sandbox
+        self._sequence = max(self._sequence, record.sequence)
+
+    def _begin(self, sandbox: LiveSandbox, drive: Callable[[], Coroutine[Any, Any, None]]) -> None:
+        self._active += 1
+        self.population.notify()
+        self._tasks.start_soon(drive, name=f"sandbox {sandbox.record.sandbox_id}")
+
+    def _on_change(self, sandbox: LiveSandbox) -> None:
+        if not sandbox.terminal:
+            self._save(sandbox)
+            return
+        self._active -= 1
+        if sandbox.forgotten:
+            self.forget(sandbox)
+        else:
+            self._save(sandbox)
+        self.population.notify()
+
+    def _save(self, sandbox: LiveSandbox) -> None:
+        self._store.put(sandbox.record.sandbox_id, records.to_json(sandbox.record))
+
+    async def _recover(self) -> None:
+        """Join what the disk remembers with the boxes that still live."""
+        stored = await self._store.load()
+        self.detached = set(stored.detached)
+        boxes = {box.sandbox_id: box for box in await self.runner.recover()}
+        for record in sorted(map(records.from_json, stored.records), key=lambda record: record.sequence):
+            path = self._directories.log_path(record.sandbox_id)
+            survivor = record.sandbox_id in boxes
+            log = await anyio.to_thread.run_sync(MainLog.reopen, path) if survivor else MainLog(path)
+            sandbox = LiveSandbox(record, log, self._on_change)
+            self._register(sandbox)
+            box = boxes.pop(record.sandbox_id, None)
+            if box is not None and not sandbox.terminal:
+                self._take_back(sandbox, box)
+            elif not sandbox.terminal:
+                self._active += 1
+                sandbox.advance(Trigger.BOX_LOST, "the sandbox did not survive a restart of the gateway")
+            if sandbox.terminal:
+                log.close()
+        for box in boxes.values():
+            _log.warning("sandbox %s has no record and is removed", box.sandbox_id)
+            await box.stop(0)
+
+    def _take_back(self, sandbox: LiveSandbox, box: Box) -> None:
+        if sandbox.record.state is State.TERMINATING:
+            sandbox.stop(sandbox.record.state_reason, 0)
+        self._begin(sandbox, functools.partial(sandbox.run_in, box))
+        for command in box.commands():
+            if (sandbox.record.sandbox_id, command.exec_id) in self.detached:
+                for source in (command.stdout, command.stderr):
+                    if source is not None:
+                        self._tasks.start_soon(_discard, source, name=f"discard {command.exec_id}")
+            else:
+                # What the dead gateway had read and its client had not yet received is lost, so its stream cannot go on
+                # truthfully.
+                self._tasks.start_soon(_kill, command, name=f"kill {command.exec_id}")
+
+
+async def _kill(command: Command) -> None:
+    with contextlib.suppress(RunnerError, OSError):
+        await command.kill()
+        await command.aclose()
+
+
+async def _discard(source: ByteSource) -> None:
+    """Read the output of a detached command, which nobody can ask for any more, so that the command goes on."""
+    with contextlib.suppress(anyio.EndOfStream, anyio.ClosedResourceError, RunnerError, OSError):
+        while True:
+            await source.receive()
+
+
+def new_sandbox_id() -> str:
+    """Return a fresh, unguessable sandbox id."""
+    return f"sb-{secrets.token_hex(10)}"
+
+
+# What ends a wait. TERMINATING counts as "has been running": the waiter sees the state in the record.
+_OVER = TERMINAL | {State.TERMINATING}
+_USABLE_OR_OVER = _OVER | {State.RUNNING, State.PAUSED}
+_TARGETS: dict[str, Callable[[State], bool]] = {
+    "running": _USABLE_OR_OVER.__contains__,
+    "terminal": TERMINAL.__contains__,
+}
+
+
+def _target(name: str) -> Callable[[State], bool]:
+    try:
+        return _TARGETS[name]
+    except KeyError:
+        raise invalid(f"waitFor must be running or terminal, not {name!r}") from None

@@ -1,0 +1,144 @@
+"""What the handlers of all stream kinds have in common.
+
+A `StreamTask` is one stream of a client and the task that serves it. It lives in the service, not in the connection:
+while the client is away it waits for credit like behind any slow reader, and a new connection adopts it with its
+stream. The connection calls the `on_` methods, which never block; the task fills `stream` and calls `wake` when there
+is something to send.
+"""
+
+from __future__ import annotations
+
+import abc
+import logging
+from typing import TYPE_CHECKING, Final, Protocol
+
+import anyio
+
+from cwsandbox.gateway.errors import StatusError
+from cwsandbox.gateway.pulse import Pulse
+from cwsandbox.wire.errors import Code, Status
+
+if TYPE_CHECKING:
+    from cwsandbox.gateway.service import Service
+    from cwsandbox.wire.channel import Stream
+
+_log = logging.getLogger(__name__)
+
+CHUNK_BYTES: Final = 256 * 1024
+
+
+class Owner(Protocol):
+    """The connection that a stream is on at the moment."""
+
+    def wake(self) -> None:
+        """A stream has something to send."""
+        ...
+
+    def release(self, task: StreamTask) -> None:
+        """Nothing will come for the stream on this connection any more."""
+        ...
+
+
+class StreamTask(abc.ABC):
+    """One stream and what serves it.
+
+    Attributes:
+        stream: The server's side of the stream; stays the same object across reconnects.
+        owner: The connection it is on; None while the client is away.
+        absences: How often the client went away.
+        done: The task ended; what is left is for the client to take.
+    """
+
+    def __init__(self, service: Service, principal: str, stream: Stream) -> None:
+        self.service = service
+        self.principal = principal
+        self.stream = stream
+        self.owner: Owner | None = None
+        self.absences = 0
+        self.done = anyio.Event()
+        self._scope = anyio.CancelScope()
+        self._credit = Pulse()
+        # The client is gone or wants no more: nothing is sent any longer.
+        self._unwatched = False
+
+    @property
+    def runs_on(self) -> bool:
+        """`abort` does not end it: a detached command."""
+        return False
+
+    @property
+    def abandoned(self) -> bool:
+        """Nobody will ask for it again: the client closed the stream, or is gone for good."""
+        return self._unwatched or self.stream.peer_closed
+
+    # -- called by the connection
+
+    def disconnect(self) -> None:
+        """The client is out of reach; it may come back."""
+        self.owner = None
+        self.absences += 1
+
+    def on_credit(self) -> None:
+        """The client can take more."""
+        self._credit.notify()
+
+    def on_data(self, data: bytes) -> None:
+        """The client sent data; kinds that take none give the credit back."""
+        self.stream.consumed(len(data))
+
+    def on_eof(self) -> None:  # noqa: B027 - most kinds have no use for it.
+        """The client will send no more data."""
+
+    def on_signal(self, name: str) -> None:  # noqa: B027 - most kinds have no use for it.
+        """The client sent a signal, by its name without SIG."""
+
+    def on_window_change(self, columns: int, rows: int) -> None:  # noqa: B027 - most kinds have no use for it.
+        """The client's terminal has a new size."""
+
+    def abort(self) -> None:
+        """The client closed the stream, said goodbye, or is gone for good: end it, and kill what it runs."""
+        self._unwatched = True
+        self._scope.cancel()
+        self._credit.notify()
+
+    # ------------------------------------------------------------------------------------------ the task
+
+    async def run(self) -> None:
+        """Serve the stream to its end. Never raises but for cancellation from outside."""
+        stream = self.stream
+        try:
+            with self._scope:
+                await self._serve()
+        except StatusError as error:
+            stream.fail(error.status)
+        except Exception:
+            _log.exception("stream %s (%s) failed", stream.exec_id, stream.kind)
+            stream.fail(Status.make(Code.INTERNAL, "the gateway failed; its log says more"))
+        finally:
+            stream.close()
+            self.done.set()
+            self.wake()
+            self.service.streams.settle(self)
+
+    @abc.abstractmethod
+    async def _serve(self) -> None:
+        """Do the work. StatusError fails the stream with its status; anything else is a defect."""
+
+    def wake(self) -> None:
+        """Tell the connection, if there is one, that the stream has something to send."""
+        if self.owner is not None:
+            self.owner.wake()
+
+    async def _room(self, code: int = 0) -> int:
+        """Wait until the client can take something, and return how much, a frame at most."""
+        while not self._unwatched:
+            room = self.stream.room(code)
+            if room:
+                return min(room, CHUNK_BYTES)
+            await self._credit.wait()
+        return CHUNK_BYTES
+
+    def _send(self, data: bytes, code: int = 0) -> None:
+        if not self._unwatched:
+            self.stream.send(data, code)
+            self.wake()

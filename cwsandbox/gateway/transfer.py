@@ -1,0 +1,151 @@
+"""The read and write streams: one file each way.
+
+Both end with EXIT_STATUS 0 when all bytes are through. A file that could not be opened, read, or put in place ends the
+stream with a STATUS whose reason says why, and a write that did not end leaves the old file as it was.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections import deque
+from typing import TYPE_CHECKING
+
+import anyio
+
+from cwsandbox.gateway.errors import StatusError, error, not_running
+from cwsandbox.gateway.pulse import Pulse
+from cwsandbox.gateway.streamtask import StreamTask
+from cwsandbox.runners.base import BoxGoneError, RunnerError
+from cwsandbox.wire.errors import Code, Reason
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from cwsandbox.gateway.sandbox import LiveSandbox
+    from cwsandbox.gateway.service import Service
+    from cwsandbox.runners.base import Box
+    from cwsandbox.wire.channel import Stream
+    from cwsandbox.wire.streams import ReadOpen, WriteOpen
+
+
+class _Transfer(StreamTask):
+    def __init__(self, service: Service, principal: str, stream: Stream, request: ReadOpen | WriteOpen) -> None:
+        super().__init__(service, principal, stream)
+        self._request = request
+
+    async def _serve(self) -> None:
+        request = self._request
+        sandbox = self.service.get(self.principal, request.sandbox_id)
+        with sandbox.in_use():
+            box = await self.service.box(sandbox, request.wait_seconds)
+            with _file_errors(sandbox, request.path), anyio.move_on_after(request.timeout_seconds) as limit:
+                await self._transfer(box)
+            if limit.cancelled_caught:
+                raise _timed_out(request)
+            self.stream.exit_status(0)
+
+    async def _transfer(self, box: Box) -> None:
+        raise NotImplementedError
+
+
+class ReadTransfer(_Transfer):
+    """A file on its way to the client."""
+
+    async def _transfer(self, box: Box) -> None:
+        source = await box.open_file(self._request.path)
+        try:
+            self.stream.confirm({"size": source.size})
+            while True:
+                self._send(await source.receive(await self._room()))
+        except anyio.EndOfStream:
+            self.stream.send_eof()
+        finally:
+            with anyio.move_on_after(1, shield=True):
+                await source.aclose()
+
+
+class WriteTransfer(_Transfer):
+    """A file on its way into the box: in place when the client's EOF was received, and not before."""
+
+    def __init__(self, service: Service, principal: str, stream: Stream, request: WriteOpen) -> None:
+        super().__init__(service, principal, stream, request)
+        self._size = request.size
+        self._received: deque[bytes] = deque()
+        self._eof = False
+        self._arrived = Pulse()
+
+    def on_data(self, data: bytes) -> None:
+        """Queue data; the stream's window bounds the queue."""
+        self._received.append(data)
+        self._arrived.notify()
+
+    def on_eof(self) -> None:
+        """The file is complete."""
+        self._eof = True
+        self._arrived.notify()
+
+    async def _transfer(self, box: Box) -> None:
+        target = await box.create_file(self._request.path, size=self._size)
+        try:
+            self.stream.confirm({})
+            written = 0
+            while self._received or not self._eof:
+                if not self._received:
+                    await self._arrived.wait()
+                    continue
+                await target.send(self._received[0])
+                taken = len(self._received.popleft())
+                written += taken
+                self.stream.consumed(taken)
+                self.wake()
+            if self._size is not None and written != self._size:
+                raise error(
+                    Code.INVALID_ARGUMENT,
+                    f"{self._size} bytes were announced for {self._request.path} and {written} came",
+                    Reason.FILE_IO_FAILED,
+                    {"filepath": self._request.path},
+                )
+            await target.commit()
+        finally:
+            with anyio.move_on_after(1, shield=True):
+                await target.aclose()
+
+
+@contextlib.contextmanager
+def _file_errors(sandbox: LiveSandbox, path: str) -> Iterator[None]:
+    """Turn what the box's kernel said into a status with the path in it."""
+    try:
+        yield
+    except BoxGoneError:
+        raise not_running(sandbox.record) from None
+    except RunnerError as problem:
+        raise error(Code.RESOURCE_EXHAUSTED, str(problem), metadata={"filepath": path}) from problem
+    except OSError as problem:
+        raise _file_error(problem, path) from problem
+
+
+def _file_error(problem: OSError, path: str) -> StatusError:
+    code, reason = Code.INTERNAL, Reason.FILE_IO_FAILED
+    for kind, its_code, its_reason in _KINDS:
+        if isinstance(problem, kind):
+            code, reason = its_code, its_reason
+    text = problem.strerror or str(problem)
+    metadata = {"filepath": path}
+    if problem.errno is not None:
+        metadata["errno"] = str(problem.errno)
+    return error(code, f"{path}: {text}", reason, metadata)
+
+
+_KINDS: tuple[tuple[type[OSError], Code, Reason], ...] = (
+    (FileNotFoundError, Code.NOT_FOUND, Reason.FILE_NOT_FOUND),
+    (IsADirectoryError, Code.FAILED_PRECONDITION, Reason.FILE_IS_DIRECTORY),
+    (PermissionError, Code.PERMISSION_DENIED, Reason.FILE_PERMISSION_DENIED),
+)
+
+
+def _timed_out(request: ReadOpen | WriteOpen) -> StatusError:
+    return error(
+        Code.DEADLINE_EXCEEDED,
+        f"{request.path} took longer than {request.timeout_seconds:g} s",
+        metadata={"filepath": request.path},
+    )
