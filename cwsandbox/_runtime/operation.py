@@ -158,8 +158,8 @@ class OperationRef(Generic[T]):
                 "result() would block for ever the event loop that has to run this operation; "
                 "use the `await` form on it instead"
             )
-        self._wait_begins()
         try:
+            self._wait_begins()
             finished = self._latch.wait_blocking(timeout)
         except KeyboardInterrupt:
             self._on_interrupt()
@@ -248,9 +248,10 @@ class OperationRef(Generic[T]):
         self._loop = loop
 
     def _attach(self, task: Task) -> None:
-        self._task = task
-        if self._cancel_requested:
-            self._deliver_cancel()
+        if not self._latch.is_set:  # An eager task may have ended already.
+            self._task = task
+            if self._cancel_requested:
+                task.cancel()
 
     def _settle_value(self, value: T) -> bool:
         if not self._latch.claim():

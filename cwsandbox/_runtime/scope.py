@@ -28,8 +28,11 @@ if TYPE_CHECKING:
 T = TypeVar("T")
 logger = logging.getLogger("cwsandbox")
 
+OPERATIONS_END_SECONDS = 6.0
+"""How long cancelled operations may take to end when a scope is left; a little longer than their own shields."""
+
 CONNECTION_CLOSE_SECONDS = 5.0
-"""How long connections may take to close at the end of a scope."""
+"""How long connections may take to close when a scope is left."""
 
 _open_scopes: weakref.WeakSet[Scope] = weakref.WeakSet()
 
@@ -94,7 +97,7 @@ class Scope:
 
     Args:
         name: what to call it in messages.
-        cleanup_seconds: how long leaving may take until running operations have ended and cleanups have run.
+        cleanup_seconds: how long cleanups may take, together, when the scope is left.
     """
 
     # _lock guards _state, _operations and _cleanups, which any thread may touch; everything else belongs to the loop.
@@ -176,7 +179,8 @@ class Scope:
         if cleanup_seconds is not None:
             self._cleanup_seconds = cleanup_seconds
         self._begin_close()
-        with anyio.move_on_after(self._cleanup_seconds + CONNECTION_CLOSE_SECONDS + 1, shield=True):
+        limit = OPERATIONS_END_SECONDS + self._cleanup_seconds + CONNECTION_CLOSE_SECONDS + 1
+        with anyio.move_on_after(limit, shield=True):
             await self._ended.wait()
         if not self._ended.is_set:
             return [*self._errors, TimeoutError(f"scope {self.name!r} has not ended in time")]
@@ -275,13 +279,16 @@ class Scope:
             if sole is None:
                 ref._settle_cancelled()
             else:
-                ref._settle_error(sole)
+                # Without this frame, through which the handle would hold itself.
+                trace = sole.__traceback__
+                ref._settle_error(sole.with_traceback(trace.tb_next if sole is error and trace else trace))
         finally:
             self._forget(ref)
 
     def _forget(self, ref: OperationRef[Any]) -> None:
         with self._lock:
             self._operations.discard(ref)
+        ref._task = None
         if self._state is State.CLOSING:
             self._progress.set()
 
@@ -396,12 +403,15 @@ class Scope:
         _open_scopes.add(self)
 
     async def _wind_up(self) -> None:
-        with anyio.move_on_after(self._cleanup_seconds, shield=True):
+        with anyio.move_on_after(OPERATIONS_END_SECONDS, shield=True):
             await self._end_operations()
+        with self._lock:
+            self._state = State.CLEANING
+        with anyio.move_on_after(self._cleanup_seconds, shield=True):
             await self._run_cleanups()
         with self._lock:
             self._state = State.DISCONNECTING
-        for cleanup in self._cleanups:
+        for cleanup in list(self._cleanups):
             self._errors.append(
                 TimeoutError(f"cleanup {cleanup.fn!r} has not ended within {self._cleanup_seconds} seconds")
             )
@@ -422,8 +432,6 @@ class Scope:
             await self._next_progress()
 
     async def _run_cleanups(self) -> None:
-        with self._lock:
-            self._state = State.CLEANING
         async with anyio.create_task_group() as group:
             for cleanup in list(self._cleanups):
                 group.start_soon(self._run_cleanup, cleanup)
@@ -448,7 +456,7 @@ class Scope:
         with self._lock:
             self._state = State.CLOSED
             left, self._operations = self._operations, set()
-        for ref in left:
+        for ref in [*left, *(entry.opened for entry in list(self._connections.values()))]:
             ref._settle_cancelled()
             # A task that was cancelled before its first step leaves a coroutine that nobody awaited.
             if ref._task is not None and inspect.getcoroutinestate(ref._task.coro) == inspect.CORO_CREATED:
