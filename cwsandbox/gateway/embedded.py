@@ -157,7 +157,7 @@ async def _serve(options: Options, ending: anyio.Event) -> None:
 
 @contextlib.asynccontextmanager
 async def _open_service(options: Options) -> AsyncIterator[tuple[Runner, Service]]:
-    from cwsandbox.runners.local import LocalRunner
+    from cwsandbox.runners.local.runner import LocalRunner
 
     limits = Limits(idle_seconds=options.sandbox_idle_seconds or None, grace_seconds=options.grace_seconds)
     level = IsolationLevel(options.isolation) if options.isolation else None

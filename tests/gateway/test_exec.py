@@ -1,0 +1,68 @@
+"""Commands through the application's exec channel."""
+
+from __future__ import annotations
+
+import anyio
+
+from cwsandbox.wire.errors import Code, Reason
+from tests.gateway.conftest import World, execute
+
+
+async def test_a_command_gives_its_output_and_exit_status(world: World) -> None:
+    sandbox = await world.sandbox()
+    client = await world.client()
+    result = await execute(client, sandbox, "sh", "-c", "echo out; echo err >&2; exit 7").wait()
+    assert (result.stdout, result.stderr, result.status) == (b"out\n", b"err\n", 7)
+    assert result.confirmed is not None and result.confirmed["pid"] > 0
+    assert result.eof == {0, 1}
+
+
+async def test_a_silent_command_is_one_message_each_way(world: World) -> None:
+    sandbox = await world.sandbox()
+    client = await world.client()
+    await execute(client, sandbox, "true").wait()
+    before = client.messages
+    await execute(client, sandbox, "true").wait()
+    assert client.messages == before + 1
+
+
+async def test_a_command_that_cannot_start_says_why_on_stderr(world: World) -> None:
+    sandbox = await world.sandbox()
+    client = await world.client()
+    result = await execute(client, sandbox, "no-such-program").wait()
+    assert (result.status, result.stderr) == (127, b"no-such-program: not found\n")
+    result = await execute(client, sandbox, "true", cwd="/no/such").wait()
+    assert result.status == 2
+
+
+async def test_a_killed_command_reports_its_signal(world: World) -> None:
+    sandbox = await world.sandbox()
+    client = await world.client()
+    result = execute(client, sandbox, "sleep", "1000", stdin=True)
+    with anyio.fail_after(5):
+        await result.confirmed_event.wait()
+    result.stream.signal("TERM")
+    client.wake()
+    assert (await result.wait()).signal == "TERM"
+
+
+async def test_a_time_out_kills_and_delivers_what_was_printed(world: World) -> None:
+    sandbox = await world.sandbox()
+    client = await world.client()
+    result = await execute(client, sandbox, "sh", "-c", "echo begun; sleep 1000 & wait", timeout_seconds=0.3).wait()
+    assert result.stdout == b"begun\n"
+    assert result.status is None
+    assert result.failure is not None
+    assert result.failure.code is Code.DEADLINE_EXCEEDED
+    assert result.failure.reason == Reason.COMMAND_TIMEOUT
+
+
+async def test_stdin_reaches_the_command_and_its_end_too(world: World) -> None:
+    sandbox = await world.sandbox()
+    client = await world.client()
+    result = execute(client, sandbox, "cat", stdin=True)
+    result.stream.send(b"hello")
+    result.stream.send_eof()
+    client.wake()
+    await result.wait()
+    assert (result.stdout, result.status) == (b"hello", 0)
