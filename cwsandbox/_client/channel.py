@@ -47,6 +47,7 @@ if TYPE_CHECKING:
     from cwsandbox._client.stream import StreamSink
 
 _logger = logging.getLogger("cwsandbox")
+_COMPANY_SECONDS = 0.01
 
 
 class MessageSocket(Protocol):
@@ -127,6 +128,8 @@ class ExecChannel:
         # Opened since the last message was sent: no gateway can have seen them.
         self._fresh: list[ClientStream] = []
         self._activity = anyio.Event()
+        # What is due can wait a moment for something more urgent.
+        self._can_wait = False
         self._stopped = anyio.Event()
         self._connected = False
         self._closing = False
@@ -152,12 +155,13 @@ class ExecChannel:
         stream = ClientStream(self, self._mux.open(kind, params, exec_id), sink)
         self._streams[exec_id] = stream
         self._fresh.append(stream)
-        self._activity.set()
+        self._wake()
         return stream
 
     def _wake(self) -> None:
         """There may be something to send. Any number of calls before the writer runs make one message."""
         if self._mux.has_output:
+            self._can_wait = False
             self._activity.set()
 
     def _new_mux(self) -> Channel:
@@ -251,13 +255,18 @@ class ExecChannel:
     async def _read(self, socket: MessageSocket) -> None:
         while True:
             message = await socket.receive_message()
+            ended = False
             for event in self._mux.receive(message, anyio.current_time()):
+                ended = ended or type(event) is Closed
                 self._dispatch(event)
-            if self._mux.has_output or socket.has_reply:
+            if not self._activity.is_set() and (self._mux.has_output or socket.has_reply):
+                self._can_wait = ended
                 self._activity.set()
 
     async def _write(self, socket: MessageSocket, instance: str) -> None:
         while True:
+            if self._can_wait:
+                await self._wait_for_company()
             message = self._mux.message_to_send()
             if message is not None or socket.has_reply:
                 for stream in self._fresh:
@@ -268,12 +277,19 @@ class ExecChannel:
             self._activity = anyio.Event()
             await self._activity.wait()
 
+    async def _wait_for_company(self) -> None:
+        """Nothing is due but the answer to the end of a stream: the next command usually comes first, and takes it along."""
+        self._activity = anyio.Event()
+        with anyio.move_on_after(_COMPANY_SECONDS):
+            await self._activity.wait()
+        self._can_wait = False
+
     async def _watch(self) -> None:
         self._mux.check(anyio.current_time())
         while True:
             await anyio.sleep_until(self._mux.deadline() or math.inf)
             self._mux.check(anyio.current_time())
-            self._activity.set()
+            self._wake()
 
     # Events
 
@@ -347,6 +363,7 @@ class ExecChannel:
         self._activity.set()
         if self._connected:
             self._mux.goodbye()
+            self._wake()
             with anyio.move_on_after(self._timing.farewell, shield=True):
                 await self._stopped.wait()
 

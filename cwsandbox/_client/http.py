@@ -147,7 +147,7 @@ class Api:
 
         Args:
             sandbox_id: Which.
-            wait_for: Answer when this is reached (or cannot be any more) or `wait_seconds` are over, whichever is first.
+            wait_for: Answer when this is reached (or cannot be any more) or after `wait_seconds`, whichever is first.
             wait_seconds: How long to wait; comes on top of `timeout`.
             timeout: See the class.
 

@@ -119,7 +119,8 @@ class ClientStream:
         """Give the server credit for received bytes that have been taken."""
         if not self.outcome:
             self._wire.consumed(count, code)
-            self._channel._wake()
+            if not self._wire.peer_closed:
+                self._channel._wake()
 
     def signal(self, name: str) -> None:
         """Send a signal, such as `SIGINT`, to the command."""

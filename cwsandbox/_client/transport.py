@@ -144,7 +144,7 @@ class WebSocket(httpx_ws.AsyncWebSocketSession):
                 await self.stream.aclose()
 
     def check(self, greeted: httpx.Response) -> None:
-        """Make sure that the peer speaks WebSocket and means us (httpx-ws does not look), on the connection of `greeted`.
+        """Make sure that the peer speaks WebSocket and means us (httpx-ws does not), on the connection of `greeted`.
 
         Raises:
             TransportError: It does not.
@@ -237,10 +237,10 @@ class WebSocket(httpx_ws.AsyncWebSocketSession):
             return
         try:
             await self.stream.write(self.connection.send(wsproto.events.CloseConnection(code=1000)))
-            while self.connection.state is not ConnectionState.CLOSED and (data := await self.stream.read(_READ_BYTES)):
+            while data := await self.stream.read(_READ_BYTES):
                 self.connection.receive_data(data)
-                for _ in self.connection.events():
-                    pass
+                if any(isinstance(event, wsproto.events.CloseConnection) for event in self.connection.events()):
+                    return
         except (httpcore.NetworkError, ProtocolError):
             return
 
