@@ -16,7 +16,8 @@ import resource
 import signal
 import sqlite3
 from importlib.util import find_spec
-from typing import TYPE_CHECKING, Final
+from pathlib import Path
+from typing import TYPE_CHECKING, Final, Literal
 
 import anyio
 from attrs import frozen
@@ -26,7 +27,7 @@ from cwsandbox.gateway.auth import PeerAuthenticator, read_key_file
 from cwsandbox.gateway.reaper import reap
 from cwsandbox.gateway.service import Directories, Limits, Service
 from cwsandbox.gateway.store import Store
-from cwsandbox.runners.base import IsolationLevel, RunnerError
+from cwsandbox.runners.base import RunnerError
 from cwsandbox.wire.frames import PROTOCOL_VERSION
 
 if TYPE_CHECKING:
@@ -37,7 +38,7 @@ if TYPE_CHECKING:
 
     from cwsandbox.gateway.auth import Authenticator
     from cwsandbox.gateway.server import Connections
-    from cwsandbox.runners.base import Runner
+    from cwsandbox.runners.local.runner import LocalRunner
 
 _log = logging.getLogger(__name__)
 
@@ -45,11 +46,6 @@ _log = logging.getLogger(__name__)
 _LOCK_SECONDS: Final = 20.0
 # A log file that is larger at the start is set aside.
 _LOG_BYTES: Final = 4 * 1024 * 1024
-
-_PROCESS_NOTICE: Final = (
-    "cwsandbox: sandboxes run at isolation level 'process', because namespaces cannot be made here: "
-    "what surrounds this machine's processes is the boundary. CWSANDBOX_ISOLATION=namespaces refuses that."
-)
 
 
 @frozen
@@ -81,7 +77,7 @@ class Options:
     idle_seconds: float = 60.0
     sandbox_idle_seconds: float = 1800.0
     grace_seconds: float = 30.0
-    isolation: str = ""
+    isolation: Literal["", "namespaces", "process"] = ""
     log_file: str = ""
 
     @property
@@ -156,14 +152,15 @@ async def _serve(options: Options, ending: anyio.Event) -> None:
 
 
 @contextlib.asynccontextmanager
-async def _open_service(options: Options) -> AsyncIterator[tuple[Runner, Service]]:
+async def _open_service(options: Options) -> AsyncIterator[tuple[LocalRunner, Service]]:
     from cwsandbox.runners.local.runner import LocalRunner
 
     limits = Limits(idle_seconds=options.sandbox_idle_seconds or None, grace_seconds=options.grace_seconds)
-    level = IsolationLevel(options.isolation) if options.isolation else None
     async with (
         Store.open(os.path.join(options.state_dir, "sandboxes.sqlite")) as store,
-        LocalRunner(options.state_dir, options.runtime_dir, isolation=level) as runner,
+        LocalRunner(
+            Path(options.state_dir), Path(options.runtime_dir), isolation=options.isolation or "auto"
+        ) as runner,
         Service.open(runner, store, Directories(os.path.join(options.state_dir, "logs")), limits) as service,
         anyio.create_task_group() as tasks,
     ):
@@ -183,18 +180,18 @@ async def _end_on_signal(ending: anyio.Event, *, task_status: TaskStatus[None] =
 async def _end_when_idle(service: Service, connections: Connections, seconds: float, ending: anyio.Event) -> None:
     """Set `ending` after `seconds` without sandboxes and connections."""
     while True:
-        while service.active:
-            await service.population.wait()
-        while connections.count:
-            await connections.changed.wait()
         if service.active:
-            continue
-        with anyio.move_on_after(seconds) as quiet:
+            await service.population.wait()
+        elif connections.count:
             await connections.changed.wait()
-        if quiet.cancelled_caught and not service.active:
-            _log.info("nothing to do for %g s", seconds)
-            ending.set()
-            return
+        else:
+            # Without a connection nobody can create a sandbox, so watching connections is enough.
+            with anyio.move_on_after(seconds) as quiet:
+                await connections.changed.wait()
+            if quiet.cancelled_caught:
+                _log.info("nothing to do for %g s", seconds)
+                ending.set()
+                return
 
 
 def _authenticator(options: Options) -> Authenticator:
@@ -204,18 +201,18 @@ def _authenticator(options: Options) -> Authenticator:
         return read_key_file(lines)
 
 
-def _readiness(options: Options, instance_id: str, listener: socket.socket, runner: Runner) -> dict[str, object]:
-    capabilities = runner.capabilities()
-    unasked = capabilities.isolation is IsolationLevel.PROCESS and not options.isolation
-    if unasked:
-        _log.warning("%s", _PROCESS_NOTICE)
+def _readiness(options: Options, instance_id: str, listener: socket.socket, runner: LocalRunner) -> dict[str, object]:
+    # Who asked for a weaker level was told so by asking.
+    notice = "" if options.isolation else runner.isolation_notice or ""
+    if notice:
+        _log.warning("%s", notice)
     return {
         "version": __version__,
         "protocol": PROTOCOL_VERSION,
         "pid": os.getpid(),
         "socket": options.socket or "{}:{}".format(*listener.getsockname()[:2]),
         "instanceId": instance_id,
-        "notice": _PROCESS_NOTICE if unasked else "",
+        "notice": notice,
     }
 
 
