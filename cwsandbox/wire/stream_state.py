@@ -382,12 +382,17 @@ class Stream:
             return True
         if self._held or self._close_sent:
             return False
-        if not self._deaf and (self._signals_ack_due or any(flow.adjust_due for flow in self._in)):
+        if self._may_adjust and (self._signals_ack_due or any(flow.adjust_due for flow in self._in)):
             return True
         if self._size_due or self._signals_sent < self._signals_base + len(self._signals):
             return True
         ends = (self._result is not None and not self._result_sent) or any(f.eof and not f.eof_sent for f in self._out)
         return ends or self._data_due
+
+    @property
+    def _may_adjust(self) -> bool:
+        # Until it is confirmed, a client may ask for the stream as if for the first time, with everything from the start.
+        return self.confirmed and not self._deaf
 
     @property
     def _opening_due(self) -> bool:
@@ -425,7 +430,7 @@ class Stream:
         return None
 
     def _write_adjustments(self, message: MessageBuilder) -> None:
-        if self._deaf:
+        if not self._may_adjust:
             return
         for code, flow in enumerate(self._in):
             if flow.adjust_due:
@@ -529,6 +534,7 @@ class Stream:
         self._signals_sent = self._signals_base
         self._size_due = self._size is not None
         self._held = False
+        self._heard = True
         self._wake()
         return grown
 
