@@ -1,0 +1,417 @@
+"""PID 1 of a box: starts commands, hands out their streams, moves files, kills trees, reaps.
+
+One thread, one selector, no blocking call that a sandbox could prolong. The gateway connects to the agent's socket, and may
+come back: the agent keeps copies of the gateway's ends of all pipes until a command is forgotten. If no gateway comes back in
+time, the agent ends, and the box with it.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import selectors
+import signal
+import socket
+import time
+from collections import deque
+from collections.abc import Callable, Sequence
+from typing import Any, NoReturn
+
+from cwsandbox.runners.local import files, protocol
+from cwsandbox.runners.local.marks import LimitMarks, Mark, Marks, NamespaceMarks, TreeKill
+from cwsandbox.runners.local.spawn import DEFAULT_PATH, NotStartedError, Spawner, Started
+
+_READ, _WRITE = selectors.EVENT_READ, selectors.EVENT_WRITE
+_LIMIT_OF_PENDING_FILES = 64
+
+
+def place_file(target: str, source: str) -> None:
+    """Level `process`: a file mount is a read-only copy."""
+    with open(source, "rb") as file:
+        files.write_whole(target, file.read())
+    os.chmod(target, 0o444)
+
+
+def serve(plan: dict[str, Any], listener: socket.socket) -> NoReturn:
+    """Be the agent until the box ends."""
+    _keep_only(listener.fileno())
+    agent = Agent(plan, listener)
+    try:
+        agent.run()
+    except BaseException as error:
+        agent.tell_last(f"{type(error).__name__}: {error}")
+    os._exit(1)
+
+
+def _keep_only(kept: int) -> None:
+    """Close every inherited descriptor but one; 0, 1 and 2 become /dev/null."""
+    null = os.open("/dev/null", os.O_RDWR)
+    for fd in (0, 1, 2):
+        os.dup2(null, fd)
+    for fd in [int(name) for name in os.listdir("/proc/self/fd")]:
+        if fd > 2 and fd != kept:
+            with contextlib.suppress(OSError):
+                os.close(fd)
+
+
+class Command:
+    """A command that runs or was not forgotten yet."""
+
+    def __init__(self, exec_id: str, started: Started, mark: Mark, *, terminal: bool) -> None:
+        self.exec_id = exec_id
+        self.pid = started.pid
+        self.stdin, self.stdout, self.stderr = started.stdin, started.stdout, started.stderr
+        self.mark = mark
+        self.terminal = terminal
+        self.status: int | None = None
+        """What `os.waitstatus_to_exitcode` gives: an exit code, or a negative signal."""
+
+    def streams(self) -> list[int]:
+        """The gateway's ends, stdin first."""
+        return [fd for fd in (self.stdin, self.stdout, self.stderr) if fd >= 0]
+
+    def close_stdin(self) -> None:
+        """End of input, as far as the agent's copy goes."""
+        if self.stdin >= 0:
+            os.close(self.stdin)
+            self.stdin = -1
+
+
+class Gateway:
+    """The connection to the gateway, with a queue for what its socket has no room for."""
+
+    def __init__(self, connection: socket.socket, selector: selectors.BaseSelector) -> None:
+        self.connection = connection
+        self.pending: dict[int, files.Pending] = {}
+        self._selector = selector
+        self._queue: deque[tuple[bytes, Sequence[int]]] = deque()
+
+    def send(self, body: dict[str, Any], payload: bytes = b"", fds: Sequence[int] = ()) -> None:
+        """Send now or later; descriptors are sent as they are now, whoever closes them in between."""
+        data = protocol.encode(body, payload)
+        if not self._queue:
+            try:
+                protocol.send(self.connection, data, fds)
+            except BlockingIOError:
+                pass
+            except OSError:
+                return  # The end of the connection is seen by reading.
+            else:
+                return
+        self._queue.append((data, [os.dup(fd) for fd in fds]))
+        self._selector.modify(self.connection, _READ | _WRITE)
+
+    def flush(self) -> None:
+        """Send what had to wait."""
+        while self._queue:
+            data, fds = self._queue[0]
+            try:
+                protocol.send(self.connection, data, fds)
+            except BlockingIOError:
+                return
+            except OSError:
+                pass
+            self._queue.popleft()
+            for fd in fds:
+                os.close(fd)
+        self._selector.modify(self.connection, _READ)
+
+    def close(self) -> None:
+        """Let the connection go, and what was half done for it."""
+        self._selector.unregister(self.connection)
+        self.connection.close()
+        for _, fds in self._queue:
+            for fd in fds:
+                os.close(fd)
+        for pending in self.pending.values():
+            files.abort(pending)
+
+
+class Agent:
+    """The state of PID 1."""
+
+    def __init__(self, plan: dict[str, Any], listener: socket.socket) -> None:
+        self._info: dict[str, Any] = plan["info"]
+        self._namespaces = plan["level"] == "namespaces"
+        self._grace: float = plan["grace"]
+        self._home, self._env = _surroundings(plan)
+        self._marks: Marks = NamespaceMarks() if self._namespaces else LimitMarks()
+        self._spawner = Spawner()
+        self._commands: dict[str, Command] = {}
+        self._running: dict[int, Command] = {}
+        self._kills: dict[int, TreeKill] = {}
+        self._ending: TreeKill | None = None
+        self._gateway: Gateway | None = None
+        self._alone_since = time.monotonic()
+        self._selector = selectors.EpollSelector()
+        self._listener = listener
+        self._operations: dict[str, Callable[[Gateway, protocol.Message], None]] = {
+            "spawn": self._spawn,
+            "signal": self._signal,
+            "kill": self._kill,
+            "close_stdin": self._close_stdin,
+            "forget": self._forget,
+            "open": self._open,
+            "put": self._put,
+            "create": self._create,
+            "commit": self._commit,
+            "abort": self._abort,
+            "end": self._end,
+        }
+        listener.setblocking(False)
+        self._selector.register(listener, _READ, self._accept)
+        self._watch_children()
+
+    # -- the loop
+
+    def run(self) -> None:
+        """Serve until the gateway says `end` or stays away for too long."""
+        while True:
+            for key, mask in self._selector.select(self._timeout()):
+                key.data(mask)
+            if self._kills:
+                self._look_for_processes()
+            if self._ending is not None and self._look(self._ending):
+                return
+            if self._gateway is None and time.monotonic() - self._alone_since >= self._grace:
+                self._begin_end()
+
+    def _timeout(self) -> float | None:
+        now = time.monotonic()
+        times = [kill.next_look for kill in self._kills.values()]
+        if self._ending is not None:
+            times.append(self._ending.next_look)
+        elif self._gateway is None:
+            times.append(self._alone_since + self._grace)
+        return max(0.0, min(times) - now) if times else None
+
+    def tell_last(self, message: str) -> None:
+        """Say why the box ends, if anybody listens."""
+        if self._gateway is not None:
+            self._gateway.send({"event": "fatal", "message": message[:1000]})
+
+    def _accept(self, mask: int) -> None:
+        try:
+            connection, _ = self._listener.accept()
+        except OSError:
+            return
+        if self._gateway is not None:
+            self._gateway.close()
+        connection.setblocking(False)
+        gateway = self._gateway = Gateway(connection, self._selector)
+        self._selector.register(connection, _READ, lambda mask: self._converse(gateway, mask))
+        level = "namespaces" if self._namespaces else "process"
+        gateway.send({"event": "hello", "info": self._info, "level": level, "commands": len(self._commands)})
+        for command in self._commands.values():
+            body = {
+                "event": "command",
+                "exec": command.exec_id,
+                "pid": command.pid,
+                "stdin": command.stdin >= 0,
+                "terminal": command.terminal,
+                "status": command.status,
+            }
+            gateway.send(body, fds=command.streams())
+
+    def _converse(self, gateway: Gateway, mask: int) -> None:
+        if mask & _WRITE:
+            gateway.flush()
+        while mask & _READ and self._gateway is gateway:
+            try:
+                message = protocol.receive(gateway.connection, large=True)
+            except BlockingIOError:
+                return
+            except (OSError, protocol.ProtocolError):
+                message = None
+            if message is None:
+                gateway.close()
+                self._gateway = None
+                self._alone_since = time.monotonic()
+                return
+            self._serve(gateway, message)
+
+    def _serve(self, gateway: Gateway, message: protocol.Message) -> None:
+        request = message.body.get("id", 0)
+        try:
+            self._operations[message.body["op"]](gateway, message)
+        except NotStartedError as error:
+            gateway.send({"id": request, "fail": "not_started", "status": error.status, "message": str(error)})
+        except OSError as error:
+            text = error.strerror or str(error)
+            gateway.send({"id": request, "fail": "os", "errno": error.errno, "message": text})
+
+    # -- commands
+
+    def _spawn(self, gateway: Gateway, message: protocol.Message) -> None:
+        body = message.body
+        env = self._env | body["env"]
+        terminal = body["terminal"]
+        if terminal is not None:
+            env.setdefault("TERM", "xterm-256color")
+        mark = self._marks.make()
+        try:
+            cwd = os.path.join(self._home, body["cwd"] or "")
+            started = self._spawner.start(body["argv"], env, cwd, stdin=body["stdin"], terminal=terminal)
+        except BaseException:
+            _release(mark)
+            raise
+        command = Command(body["exec"], started, mark, terminal=terminal is not None)
+        self._commands[command.exec_id] = self._running[command.pid] = command
+        gateway.send({"id": body["id"], "pid": command.pid}, fds=command.streams())
+
+    def _signal(self, gateway: Gateway, message: protocol.Message) -> None:
+        command = self._commands.get(message.body["exec"])
+        if command is not None and command.status is None:
+            os.kill(command.pid, message.body["signal"])
+        gateway.send({"id": message.body["id"]})
+
+    def _kill(self, gateway: Gateway, message: protocol.Message) -> None:
+        command = self._commands.get(message.body["exec"])
+        if command is None:
+            gateway.send({"id": message.body["id"]})
+            return
+        kill = self._kills.setdefault(command.mark.value, TreeKill(command.mark))
+        kill.requests.append(message.body["id"])
+        kill.next_look = 0.0
+
+    def _close_stdin(self, gateway: Gateway, message: protocol.Message) -> None:
+        command = self._commands.get(message.body["exec"])
+        if command is not None:
+            command.close_stdin()
+
+    def _forget(self, gateway: Gateway, message: protocol.Message) -> None:
+        command = self._commands.pop(message.body["exec"], None)
+        if command is None:
+            return
+        command.close_stdin()
+        if command.mark.value not in self._kills:
+            _release(command.mark)
+        for fd in command.streams():
+            # What still writes there must not be stopped by a full pipe, nor killed by a broken one.
+            self._selector.register(fd, _READ, lambda mask, fd=fd: self._drain(fd))
+
+    def _drain(self, fd: int) -> None:
+        with contextlib.suppress(BlockingIOError):
+            try:
+                data = os.read(fd, 65536)
+            except BlockingIOError:
+                raise
+            except OSError:
+                data = b""
+            if not data:
+                self._selector.unregister(fd)
+                os.close(fd)
+
+    # -- processes
+
+    def _watch_children(self) -> None:
+        read, write = os.pipe()
+        os.set_blocking(read, False)
+        os.set_blocking(write, False)
+        signal.set_wakeup_fd(write, warn_on_full_buffer=False)
+        signal.signal(signal.SIGCHLD, lambda number, frame: None)
+        self._selector.register(read, _READ, lambda mask: self._reap(read))
+
+    def _reap(self, wakeups: int) -> None:
+        with contextlib.suppress(BlockingIOError):
+            os.read(wakeups, 4096)
+        while True:
+            try:
+                pid, status = os.waitpid(-1, os.WNOHANG)
+            except ChildProcessError:
+                break
+            if pid == 0:
+                break
+            command = self._running.pop(pid, None)
+            if command is not None:
+                command.status = os.waitstatus_to_exitcode(status)
+                if self._gateway is not None and command.exec_id in self._commands:
+                    self._gateway.send({"event": "exit", "exec": command.exec_id, "status": command.status})
+        for kill in (*self._kills.values(), *filter(None, (self._ending,))):
+            kill.next_look = 0.0
+
+    def _look_for_processes(self) -> None:
+        now = time.monotonic()
+        if all(kill.next_look > now for kill in self._kills.values()):
+            return
+        processes = list(self._marks.processes())
+        for value, kill in list(self._kills.items()):
+            if kill.look([pid for pid, mark in processes if kill.wants(mark)]):
+                del self._kills[value]
+                self._answer_kill(kill)
+            elif kill.given_up:
+                self.tell_last("processes were started faster than they could be killed; the sandbox was ended")
+                self._begin_end()
+
+    def _answer_kill(self, kill: TreeKill) -> None:
+        if kill.mark not in [command.mark for command in self._commands.values()]:
+            _release(kill.mark)
+        if self._gateway is not None:
+            for request in kill.requests:
+                self._gateway.send({"id": request})
+
+    def _look(self, ending: TreeKill) -> bool:
+        if self._namespaces or ending.given_up:
+            return True
+        return time.monotonic() >= ending.next_look and ending.look([pid for pid, _ in self._marks.processes()])
+
+    def _begin_end(self) -> None:
+        """End the box: with namespaces the kernel kills the rest when PID 1 is gone."""
+        if self._ending is None:
+            self._ending = TreeKill(None)
+
+    def _end(self, gateway: Gateway, message: protocol.Message) -> None:
+        self._begin_end()
+
+    # -- files
+
+    def _path(self, message: protocol.Message) -> str:
+        return os.path.join(self._home, message.body["path"])
+
+    def _open(self, gateway: Gateway, message: protocol.Message) -> None:
+        fd = files.open_regular(self._path(message))
+        try:
+            content = files.read_small(fd)
+            if content is not None:
+                gateway.send({"id": message.body["id"]}, content)
+                return
+            fd = files.with_known_size(fd)
+            gateway.send({"id": message.body["id"]}, fds=[fd])
+        finally:
+            os.close(fd)
+
+    def _put(self, gateway: Gateway, message: protocol.Message) -> None:
+        files.write_whole(self._path(message), message.payload)
+        gateway.send({"id": message.body["id"]})
+
+    def _create(self, gateway: Gateway, message: protocol.Message) -> None:
+        if len(gateway.pending) >= _LIMIT_OF_PENDING_FILES:
+            raise OSError(24, "too many files are being written at once")
+        pending = files.begin_write(self._path(message))
+        gateway.pending[message.body["id"]] = pending
+        gateway.send({"id": message.body["id"]}, fds=[pending.fd])
+
+    def _commit(self, gateway: Gateway, message: protocol.Message) -> None:
+        files.commit(gateway.pending.pop(message.body["file"]))
+        gateway.send({"id": message.body["id"]})
+
+    def _abort(self, gateway: Gateway, message: protocol.Message) -> None:
+        pending = gateway.pending.pop(message.body["file"], None)
+        if pending is not None:
+            files.abort(pending)
+
+
+def _release(mark: Mark | None) -> None:
+    if mark is not None and mark.fd >= 0:
+        os.close(mark.fd)
+
+
+def _surroundings(plan: dict[str, Any]) -> tuple[str, dict[str, str]]:
+    """The box's home, and the environment of everything in it."""
+    env = {"LANG": "C.UTF-8", "HOSTNAME": plan["hostname"]}
+    if plan["level"] == "namespaces":
+        env |= {"HOME": "/root", "PATH": DEFAULT_PATH}
+    else:
+        folder = plan["folder"]
+        env |= {"HOME": f"{folder}/home", "TMPDIR": f"{folder}/tmp", "PATH": f"{folder}/bin:{DEFAULT_PATH}"}
+    return env["HOME"], env | plan["env"]

@@ -1,0 +1,416 @@
+"""A box on the gateway's side: what its agent is asked, and how its end is seen and cleaned up after."""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import os
+import signal
+import socket
+import stat
+import struct
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import anyio
+import anyio.lowlevel
+import anyio.to_thread
+from anyio.abc import TaskGroup
+
+from cwsandbox.runners.base import (
+    BoxGoneError,
+    CommandNotStartedError,
+    ExecSpec,
+    IsolationLevel,
+    RunnerError,
+)
+from cwsandbox.runners.local import protocol
+from cwsandbox.runners.local.command import LocalCommand
+from cwsandbox.runners.local.link import Link, LinkClosedError
+from cwsandbox.runners.local.transfers import FileWriter, InlineFile, OpenFile, is_regular
+from cwsandbox.runners.local.trees import remove_tree
+
+MAIN = "main"
+_BOX_HAS_ITS_END_SECONDS = 10.0
+_CANCEL_SECONDS = 5.0
+
+
+class LocalBox:
+    """One box.
+
+    Which sandbox it is for and how it is isolated, the agent says when it is connected to.
+
+    Args:
+        name: The runner's name for it.
+        folder: Its folder on the host, removed when the box is gone.
+        connection: Connected to its agent.
+        tasks: The runner's task group.
+        on_gone: Called when nothing is left of the box.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        folder: str,
+        connection: socket.socket,
+        tasks: TaskGroup,
+        on_gone: Callable[[LocalBox], None],
+    ) -> None:
+        self.name = name
+        self._sandbox_id = ""
+        self._isolation = IsolationLevel.NAMESPACES
+        self._folder = folder
+        self._on_gone = on_gone
+        self._main: LocalCommand | None = None
+        self._commands: dict[str, LocalCommand] = {}
+        self._starting: dict[str, int | None] = {}
+        self._fatal = ""
+        self._stopping = False
+        self._ending = False
+        self._gone = anyio.Event()
+        self._listed = anyio.Event()
+        self._to_list = -1
+        self.swept = anyio.Event()
+        """Set by the runner when the zygote has reaped the box; boxes of an earlier zygote have it set from the start."""
+        pid = _peer(connection)
+        self._pidfd = os.pidfd_open(pid)
+        self._link = Link(connection, tasks, self._event)
+        self._tasks = tasks
+        tasks.start_soon(self._live)
+
+    # -- the contract
+
+    @property
+    def sandbox_id(self) -> str:
+        """The sandbox this box is for."""
+        return self._sandbox_id
+
+    @property
+    def isolation(self) -> IsolationLevel:
+        """How strongly it is separated from the host."""
+        return self._isolation
+
+    @property
+    def main(self) -> LocalCommand:
+        """The sandbox's main command."""
+        if self._main is None:
+            raise BoxGoneError("the sandbox has no main command")
+        return self._main
+
+    def commands(self) -> Sequence[LocalCommand]:
+        """Commands that were not forgotten yet, main excluded."""
+        return [command for command in self._commands.values() if command is not self._main]
+
+    async def exec(self, spec: ExecSpec) -> LocalCommand:
+        """Start a command. If cancelled, no command is left running.
+
+        Raises:
+            CommandNotStartedError: No such program, not executable, no such cwd, or something that cannot be passed.
+            BoxGoneError: The box ended.
+            RunnerError: The box is out of processes or descriptors, or the exec id is in use.
+        """
+        _check(spec)
+        if spec.exec_id in self._commands or spec.exec_id in self._starting:
+            raise RunnerError(f"there is a command {spec.exec_id!r} already")
+        body = {
+            "op": "spawn",
+            "exec": spec.exec_id,
+            "argv": spec.argv,
+            "env": dict(spec.env),
+            "cwd": spec.cwd,
+            "stdin": spec.stdin and spec.terminal is None,
+            "terminal": None if spec.terminal is None else _size(spec.terminal.columns, spec.terminal.rows),
+        }
+        self._starting[spec.exec_id] = None
+        try:
+            reply = await self._ask(body)
+            command = self._adopt(spec.exec_id, reply, stdin=spec.stdin, terminal=spec.terminal is not None)
+        except anyio.get_cancelled_exc_class():
+            await self._take_back(spec.exec_id)
+            raise
+        finally:
+            early = self._starting.pop(spec.exec_id)
+        if early is not None:
+            command._exited(early)  # It was over before this task had its turn.
+        if spec.exec_id == MAIN:
+            self._main = command
+        return command
+
+    async def open_file(self, path: str) -> InlineFile | OpenFile:
+        """Open a regular file; relative paths start at the box's home.
+
+        Raises:
+            OSError: FileNotFoundError, IsADirectoryError, PermissionError, or what the box's kernel said.
+            BoxGoneError: The box ended.
+        """
+        reply = await self._ask({"op": "open", "path": _checked_path(path)})
+        if not reply.fds:
+            return InlineFile(reply.payload)
+        if len(reply.fds) != 1 or not is_regular(reply.fds[0]):
+            reply.close_fds()
+            raise self._broken("a file that is none")
+        return OpenFile(reply.fds[0])
+
+    async def create_file(self, path: str, *, size: int | None = None) -> FileWriter:
+        """Open a file for writing; missing parents are made.
+
+        Args:
+            path: Relative paths start at the box's home.
+            size: How much will be written, if known: small files are sent whole, and fail in `commit`.
+
+        Raises:
+            OSError: As `open_file` (ENOSPC, ENOTDIR, ...).
+            BoxGoneError: The box ended.
+        """
+        writer = FileWriter(self, _checked_path(path))
+        if size is None or size > protocol.INLINE_FILE_BYTES:
+            await writer.open()
+        else:
+            await anyio.lowlevel.checkpoint()
+        return writer
+
+    async def stop(self, grace_seconds: float) -> None:
+        """TERM to the main command, wait up to `grace_seconds` for it, KILL everything, remove the box's layer.
+
+        Idempotent; a second caller waits for the same end. If cancelled, the kill has happened.
+        """
+        try:
+            if not self._stopping and self._main is not None and grace_seconds > 0:
+                self._stopping = True
+                with anyio.move_on_after(grace_seconds), contextlib.suppress(BoxGoneError):
+                    await self._main.signal(signal.SIGTERM)
+                    await self._main.wait()
+        finally:
+            self.kill_now()
+        await self._gone.wait()
+
+    async def wait_gone(self) -> None:
+        """Wait until nothing of the box is left. Cancelling stops waiting only."""
+        await self._gone.wait()
+
+    # -- for the runner, commands and transfers
+
+    async def wait_listed(self) -> bool:
+        """Wait until the agent has said what box this is and which commands it has; False if it ended before."""
+        await self._listed.wait()
+        return not self._link.closed
+
+    def kill_now(self) -> None:
+        """Start the end of the box, without waiting for it."""
+        self._stopping = True
+        if self._ending or self._gone.is_set():
+            return
+        self._ending = True
+        if self._isolation is IsolationLevel.NAMESPACES:
+            self._kill_agent()
+        else:
+            self._link.post({"op": "end"})
+            self._tasks.start_soon(self._kill_agent_later)
+
+    def _kill_agent(self) -> None:
+        if self._pidfd >= 0:
+            with contextlib.suppress(ProcessLookupError):
+                signal.pidfd_send_signal(self._pidfd, signal.SIGKILL)
+
+    async def _kill_agent_later(self) -> None:
+        """Without namespaces the agent kills its descendants itself, unless it cannot."""
+        with anyio.move_on_after(_BOX_HAS_ITS_END_SECONDS):
+            await self._gone.wait()
+        self._kill_agent()
+
+    def _post(self, body: dict[str, Any]) -> None:
+        self._link.post(body)
+
+    async def _request(self, body: dict[str, Any], payload: bytes = b"") -> protocol.Message:
+        return await self._link.request(body, payload)
+
+    async def _ask(self, body: dict[str, Any], payload: bytes = b"") -> protocol.Message:
+        """A request whose failure is raised as what it is."""
+        try:
+            reply = await self._link.request(body, payload)
+        except LinkClosedError:
+            raise BoxGoneError(self._why_gone()) from None
+        fail = reply.body.get("fail")
+        if fail is None:
+            return reply
+        reply.close_fds()
+        message = _text(reply.body.get("message"))
+        if fail == "not_started":
+            status = reply.body.get("status")
+            raise CommandNotStartedError(message, status if status in {2, 126, 127} else 126)
+        number = reply.body.get("errno")
+        number = number if isinstance(number, int) else errno.EIO
+        if body["op"] == "spawn":
+            raise RunnerError(f"the sandbox is out of processes, memory or descriptors: {os.strerror(number)}")
+        raise OSError(number, message or os.strerror(number), body.get("path"))
+
+    def _forget(self, command: LocalCommand) -> None:
+        if self._commands.get(command.exec_id) is command and command is not self._main:
+            del self._commands[command.exec_id]
+            self._link.post({"op": "forget", "exec": command.exec_id})
+
+    async def _put_file(self, path: str, content: bytes) -> None:
+        (await self._ask({"op": "put", "path": path}, content)).close_fds()
+
+    async def _begin_file(self, path: str) -> tuple[int, int]:
+        number = self._link.next_request()
+        try:
+            reply = await self._ask({"op": "create", "path": path})
+        except anyio.get_cancelled_exc_class():
+            self._abort_file(number)
+            raise
+        if len(reply.fds) != 1 or not is_regular(reply.fds[0]):
+            reply.close_fds()
+            raise self._broken("a file that is none")
+        return number, reply.fds[0]
+
+    async def _commit_file(self, number: int) -> None:
+        (await self._ask({"op": "commit", "file": number})).close_fds()
+
+    def _abort_file(self, number: int) -> None:
+        self._link.post({"op": "abort", "file": number})
+
+    def _why_gone(self) -> str:
+        if self._fatal:
+            return f"the sandbox ended: {self._fatal}"
+        return "the sandbox has ended" if self._stopping else "the sandbox ended unexpectedly"
+
+    def _broken(self, what: str) -> BoxGoneError:
+        """The agent lied: its box ends, and only that."""
+        self._fatal = f"its agent sent {what}"
+        self.kill_now()
+        self._link.close()
+        return BoxGoneError(self._why_gone())
+
+    # -- what the agent says
+
+    def _adopt(self, exec_id: str, message: protocol.Message, *, stdin: bool, terminal: bool) -> LocalCommand:
+        pid, fds = message.body.get("pid"), list(message.fds)
+        kind = stat.S_ISCHR if terminal else stat.S_ISFIFO
+        expected = 1 if terminal else 2 + stdin
+        if not isinstance(pid, int) or len(fds) != expected or not all(kind(os.fstat(fd).st_mode) for fd in fds):
+            message.close_fds()
+            raise self._broken("a command without its streams")
+        command = self._commands[exec_id] = LocalCommand(self, exec_id, pid, fds, stdin=stdin, terminal=terminal)
+        return command
+
+    async def _take_back(self, exec_id: str) -> None:
+        """The caller of `exec` went away: what the agent may have started is killed and forgotten."""
+        with anyio.move_on_after(_CANCEL_SECONDS, shield=True), contextlib.suppress(LinkClosedError):
+            (await self._link.request({"op": "kill", "exec": exec_id})).close_fds()
+        self._link.post({"op": "forget", "exec": exec_id})
+
+    def _event(self, message: protocol.Message) -> None:
+        body, kind = message.body, message.body.get("event")
+        if kind == "exit":
+            self._command_exited(_text(body.get("exec")), body.get("status"))
+        elif kind == "hello":
+            self._introduced(body)
+        elif kind == "command":
+            self._rejoin(message)
+            self._to_list -= 1
+        elif kind == "fatal":
+            self._fatal = _text(body.get("message"))
+        else:
+            message.close_fds()
+            raise protocol.ProtocolError("an unknown event")
+        if self._to_list == 0:
+            self._listed.set()
+
+    def _introduced(self, body: dict[str, Any]) -> None:
+        info = body.get("info")
+        self._sandbox_id = _text(info.get("sandbox_id")) if isinstance(info, dict) else ""
+        self._isolation = IsolationLevel.PROCESS if body.get("level") == "process" else IsolationLevel.NAMESPACES
+        count = body.get("commands")
+        self._to_list = count if isinstance(count, int) else 0
+
+    def _command_exited(self, exec_id: str, status: object) -> None:
+        if not isinstance(status, int) or not -128 < status < 256:
+            raise protocol.ProtocolError("an exit status that is none")
+        command = self._commands.get(exec_id)
+        if command is not None:
+            command._exited(status)
+        elif exec_id in self._starting:
+            self._starting[exec_id] = status
+
+    def _rejoin(self, message: protocol.Message) -> None:
+        body = message.body
+        exec_id, status = _text(body.get("exec")), body.get("status")
+        terminal = body.get("terminal") is True
+        try:
+            command = self._adopt(exec_id, message, stdin=terminal or body.get("stdin") is True, terminal=terminal)
+        except BoxGoneError as error:
+            raise protocol.ProtocolError(str(error)) from error
+        if exec_id == MAIN:
+            self._main = command
+        if isinstance(status, int):
+            command._exited(status)
+
+    # -- life and end
+
+    async def _live(self) -> None:
+        """Serve the link; when it ends, so does the box."""
+        try:
+            await self._link.run()
+            self._listed.set()
+            for command in self._commands.values():
+                command._box_ended()
+            await self._see_end()
+        except BaseException:
+            for command in self._commands.values():
+                command._box_ended()
+                command._close()
+            raise
+        finally:
+            self._link.close()
+            pidfd, self._pidfd = self._pidfd, -1
+            os.close(pidfd)
+
+    async def _see_end(self) -> None:
+        if not self._ending:
+            # The agent hung up by itself: it ends, or is broken. Either way nothing may be left.
+            with anyio.move_on_after(_BOX_HAS_ITS_END_SECONDS):
+                await anyio.wait_readable(self._pidfd)
+            self._kill_agent()
+        await anyio.wait_readable(self._pidfd)
+        with anyio.move_on_after(_BOX_HAS_ITS_END_SECONDS):
+            await self.swept.wait()
+        with contextlib.suppress(OSError):
+            await anyio.to_thread.run_sync(remove_tree, self._folder)
+        self._gone.set()
+        self._on_gone(self)
+
+
+def _peer(connection: socket.socket) -> int:
+    """The process at the other end: whoever called `listen`."""
+    credentials = connection.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, struct.calcsize("3i"))
+    pid, _, _ = struct.unpack("3i", credentials)
+    return int(pid)
+
+
+def _check(spec: ExecSpec) -> None:
+    if not spec.argv:
+        raise CommandNotStartedError("there is no command to run", 126)
+    if any("\0" in argument for argument in spec.argv):
+        raise CommandNotStartedError("an argument contains a NUL byte", 126)
+    for name, value in spec.env.items():
+        if not name or "=" in name or "\0" in name or "\0" in value:
+            raise CommandNotStartedError(f"the environment variable {name!r} cannot be passed to a command", 126)
+    if spec.cwd is not None and "\0" in spec.cwd:
+        raise CommandNotStartedError("the working directory contains a NUL byte", 2)
+
+
+def _checked_path(path: str) -> str:
+    if "\0" in path:
+        raise OSError(errno.EINVAL, "a path contains a NUL byte", path)
+    if not path:
+        raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), path)
+    return path
+
+
+def _size(columns: int, rows: int) -> tuple[int, int]:
+    return min(max(columns, 0), 0xFFFF), min(max(rows, 0), 0xFFFF)
+
+
+def _text(value: object) -> str:
+    return value[:4096] if isinstance(value, str) else ""

@@ -1,0 +1,176 @@
+"""The gateway's side of a connection to the zygote or to an agent: requests, replies, events.
+
+One task reads; requests and notices are written by whoever has one, at once if the socket has room. What arrives is bounded
+and checked: an agent that breaks the protocol loses its connection, and its box, but nothing else.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import socket
+from collections import deque
+from collections.abc import Callable
+from typing import Any
+
+import anyio
+from anyio.abc import TaskGroup
+
+from cwsandbox.runners.local import protocol
+
+_READS_PER_WAKE_UP = 64
+
+
+class LinkClosedError(Exception):
+    """The other side is gone, or broke the protocol."""
+
+
+class _Waiter:
+    __slots__ = ("event", "reply")
+
+    def __init__(self) -> None:
+        self.event = anyio.Event()
+        self.reply: protocol.Message | None = None
+
+
+class Link:
+    """One connection.
+
+    Args:
+        connection: A connected SOCK_SEQPACKET socket; the link owns it.
+        tasks: Where late writes run.
+        on_event: Called with every message that is not a reply; it owns the message's descriptors. Raising
+            `protocol.ProtocolError` ends the link.
+    """
+
+    def __init__(
+        self, connection: socket.socket, tasks: TaskGroup, on_event: Callable[[protocol.Message], None]
+    ) -> None:
+        connection.setblocking(False)
+        self._connection = connection
+        self._tasks = tasks
+        self._on_event = on_event
+        self._waiters: dict[int, _Waiter] = {}
+        self._last_request = 0
+        self._unsent: deque[bytes] = deque()
+        self.closed = False
+
+    async def run(self) -> None:
+        """Read until the connection ends; then every request has failed. Cancelling closes the link."""
+        try:
+            while await self._receive_some():
+                pass
+        finally:
+            self.close()
+
+    async def _receive_some(self) -> bool:
+        try:
+            await anyio.wait_readable(self._connection)
+            for _ in range(_READS_PER_WAKE_UP):
+                message = protocol.receive(self._connection, large=False)
+                if message is None:
+                    return False
+                self._dispatch(message)
+        except BlockingIOError:
+            return True
+        except (OSError, anyio.ClosedResourceError, protocol.ProtocolError):
+            return False
+        return True
+
+    def _dispatch(self, message: protocol.Message) -> None:
+        request = message.body.get("id")
+        if request is None:
+            self._on_event(message)
+            return
+        waiter = self._waiters.pop(request, None) if isinstance(request, int) else None
+        if waiter is None:
+            message.close_fds()  # Nobody waits any more.
+            return
+        waiter.reply = message
+        waiter.event.set()
+
+    def post(self, body: dict[str, Any], payload: bytes = b"") -> None:
+        """Send a message that has no reply. Never blocks; without a connection nothing happens."""
+        if self.closed:
+            return
+        data = protocol.encode(body, payload)
+        if not self._unsent:
+            try:
+                protocol.send(self._connection, data)
+            except BlockingIOError:
+                self._tasks.start_soon(self._send_rest)
+            except OSError:
+                return  # The reader sees the end.
+            else:
+                return
+        self._unsent.append(data)
+
+    async def _send_rest(self) -> None:
+        while self._unsent and not self.closed:
+            try:
+                protocol.send(self._connection, self._unsent[0])
+                self._unsent.popleft()
+            except BlockingIOError:
+                with contextlib.suppress(anyio.ClosedResourceError):
+                    await anyio.wait_writable(self._connection)
+            except OSError:
+                self._unsent.clear()
+
+    def next_request(self) -> int:
+        """The number that the next `request` will have."""
+        return self._last_request + 1
+
+    async def request(self, body: dict[str, Any], payload: bytes = b"") -> protocol.Message:
+        """Send a request and wait for its reply, whose descriptors the caller owns.
+
+        If cancelled, the request was sent, and its reply is dropped when it comes.
+
+        Raises:
+            LinkClosedError: The connection ended before the reply.
+        """
+        if self.closed:
+            raise LinkClosedError
+        self._last_request += 1
+        number = self._last_request
+        waiter = self._waiters[number] = _Waiter()
+        self.post({"id": number, **body}, payload)
+        try:
+            await waiter.event.wait()
+        except BaseException:
+            self._waiters.pop(number, None)
+            if waiter.reply is not None:
+                waiter.reply.close_fds()
+            raise
+        if waiter.reply is None:
+            raise LinkClosedError
+        return waiter.reply
+
+    def close(self) -> None:
+        """End the connection; waiting requests fail."""
+        if self.closed:
+            return
+        self.closed = True
+        anyio.notify_closing(self._connection)
+        self._connection.close()
+        for waiter in self._waiters.values():
+            waiter.event.set()
+        self._waiters.clear()
+
+
+def connect(path: str) -> socket.socket:
+    """Connect to an agent's socket, however long the path of its folder is.
+
+    Raises:
+        OSError: Nobody listens there.
+    """
+    connection = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+    folder = os.open(os.path.dirname(path), os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        connection.setblocking(False)
+        connection.connect(f"/proc/self/fd/{folder}/{os.path.basename(path)}")
+    except BaseException:
+        connection.close()
+        raise
+    finally:
+        os.close(folder)
+    return connection

@@ -1,0 +1,389 @@
+"""The local runner: keeps the zygote, makes boxes, takes back those of an earlier gateway."""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import os
+import secrets
+import signal
+import socket
+import sys
+from collections.abc import AsyncGenerator, Sequence
+from contextlib import asynccontextmanager
+from pathlib import Path
+from typing import Any, Literal, Self
+
+import anyio
+import anyio.to_thread
+from anyio.abc import TaskGroup
+from attrs import define, field
+
+import cwsandbox
+from cwsandbox.runners.base import (
+    BoxGoneError,
+    BoxSpec,
+    Capabilities,
+    ExecSpec,
+    IsolationLevel,
+    IsolationUnavailableError,
+    RunnerError,
+)
+from cwsandbox.runners.local import cgroups, image, probe, protocol
+from cwsandbox.runners.local.box import MAIN, LocalBox
+from cwsandbox.runners.local.link import Link, connect
+from cwsandbox.runners.local.trees import remove_tree
+from cwsandbox.runners.local.zygote import CONTROL_FD, remove_cgroups
+
+_logger = logging.getLogger("cwsandbox.runner")
+
+_DEFAULT_PROCESSES = 8192
+_CLEAN_UP_SECONDS = 15.0
+_ZYGOTE_ENDS_SECONDS = 2.0
+_BOOTSTRAP = (
+    "import sys; sys.path.insert(0, {path!r}); sys.dont_write_bytecode = True; "
+    "from cwsandbox.runners.local import zygote; zygote.main()"
+)
+_unreaped: set[int] = set()
+"""Zygotes that outlived their runner, for the sake of their boxes."""
+
+
+@define(eq=False)
+class _Birth:
+    """A box that the zygote is asked for."""
+
+    done: anyio.Event = field(factory=anyio.Event)
+    failure: str | None = None
+
+
+class LocalRunner(anyio.AsyncContextManagerMixin):
+    """Runs boxes on this machine. Leaving it releases the boxes to a later run, or to their end after a grace.
+
+    Args:
+        state_dir: Layers and templates; survives a restart.
+        runtime_dir: Sockets of the agents; private to the user (0700).
+        isolation: "namespaces" refuses anything weaker, "process" asks for no isolation of its own, "auto" takes the first
+            where it can be had, and the second only inside a container.
+        orphan_grace_seconds: How long boxes live without a gateway.
+        runner_id: Its name in records.
+    """
+
+    def __init__(
+        self,
+        state_dir: Path,
+        runtime_dir: Path,
+        *,
+        isolation: Literal["auto", "namespaces", "process"] = "auto",
+        orphan_grace_seconds: float = 30,
+        runner_id: str = "local",
+    ) -> None:
+        self._boxes_dir = Path(state_dir).absolute() / "boxes"
+        self._images_dir = Path(state_dir).absolute() / "images"
+        self._runtime_dir = Path(runtime_dir).absolute()
+        self._wanted = isolation
+        self._grace = orphan_grace_seconds
+        self._runner_id = runner_id
+        self._tasks: TaskGroup | None = None
+        self._image: dict[str, Any] = {}
+        self._cgroups = cgroups.Cgroups()
+        self._level: IsolationLevel | None = None
+        self._reason = ""
+        self._zygote: Link | None = None
+        self._zygote_pid = -1
+        self._births: dict[str, _Birth] = {}
+        self._boxes: dict[str, LocalBox] = {}
+
+    # -- the contract
+
+    @property
+    def runner_id(self) -> str:
+        """Its name in records."""
+        return self._runner_id
+
+    @property
+    def isolation_notice(self) -> str | None:
+        """One sentence for the user about what sandboxes are not protected from; None with full isolation."""
+        return None if self._level is None else probe.notice(self._level, self._reason)
+
+    def capabilities(self) -> Capabilities:
+        """What this machine enforces, as found when the runner was entered."""
+        namespaces = self._level is IsolationLevel.NAMESPACES
+        limits = self._cgroups.limits | ({"processes"} if namespaces else set())
+        return Capabilities(
+            isolation=IsolationLevel.NAMESPACES if namespaces else IsolationLevel.PROCESS,
+            cpu_millicores=probe.cpu_millicores(),
+            memory_bytes=probe.memory_bytes(),
+            architecture=probe.architecture(),
+            enforced_limits=frozenset(limits),
+            egress_modes=("isolated",) if namespaces else ("host",),
+        )
+
+    async def create(self, spec: BoxSpec) -> LocalBox:
+        """Make a box and start its main command. If cancelled, no box is left.
+
+        Raises:
+            IsolationUnavailableError: The machine cannot isolate as required; the message names the remedies.
+            ImageNotFoundError: Not a name for the machine's own programs.
+            CommandNotStartedError: The main command could not be started.
+            RunnerError: Anything else.
+        """
+        if self._level is None:
+            raise IsolationUnavailableError(probe.remedies(self._reason))
+        image.check_name(spec.image)
+        if spec.image:
+            _logger.info("image %r of sandbox %s: this machine's own programs are used", spec.image, spec.sandbox_id)
+        return await self._create(spec, self._level)
+
+    async def recover(self) -> Sequence[LocalBox]:
+        """Boxes that an earlier run left and that still live; what is left of dead ones is removed."""
+        boxes = []
+        for name in sorted(os.listdir(self._runtime_dir)):
+            if not name.endswith(".sock") or name[:-5] in self._boxes:
+                continue
+            try:
+                connection = connect(str(self._runtime_dir / name))
+            except OSError:
+                continue
+            boxes.append(await self._take_back(name[:-5], connection))
+        await anyio.to_thread.run_sync(self._remove_dead)
+        return [box for box in boxes if box is not None]
+
+    @asynccontextmanager
+    async def __asynccontextmanager__(self) -> AsyncGenerator[Self]:
+        await anyio.to_thread.run_sync(self._prepare)
+        try:
+            async with anyio.create_task_group() as tasks:
+                self._tasks = tasks
+                try:
+                    await self._decide_level()
+                    yield self
+                finally:
+                    self._tasks = None
+                    tasks.cancel_scope.cancel()
+        except ExceptionGroup as group:
+            # No task of ours raises: it is the caller's own error, which the task group wrapped.
+            raise (group.exceptions[0] if len(group.exceptions) == 1 else group) from None
+        finally:
+            await self._let_zygote_go()
+
+    # -- making boxes
+
+    async def _create(self, spec: BoxSpec, level: IsolationLevel) -> LocalBox:
+        name = secrets.token_hex(8)
+        plan = self._plan(name, spec, level)
+        if spec.files:
+            plan["files"] = await anyio.to_thread.run_sync(_store_files, plan["folder"], spec)
+        box: LocalBox | None = None
+        try:
+            await self._bear(name, plan)
+            box = self._join(name)
+            await box.wait_listed()
+            await box.exec(ExecSpec(MAIN, spec.argv))
+        except BaseException:
+            await self._undo(name, box)
+            raise
+        return box
+
+    def _plan(self, name: str, spec: BoxSpec, level: IsolationLevel) -> dict[str, Any]:
+        processes = spec.limits.processes
+        return {
+            "box": name,
+            "level": str(level),
+            "folder": str(self._boxes_dir / name),
+            "socket": str(self._runtime_dir / f"{name}.sock"),
+            "image": self._image,
+            "hostname": image.HOSTNAME,
+            "env": dict(spec.env),
+            "files": [],
+            "cgroups": self._cgroups.plan(name, spec.limits),
+            "processes": _DEFAULT_PROCESSES if processes is None else processes,
+            "grace": self._grace,
+            "info": {"sandbox_id": spec.sandbox_id},
+        }
+
+    async def _bear(self, name: str, plan: dict[str, Any]) -> None:
+        """Have the zygote make a box."""
+        zygote = await self._running_zygote()
+        birth = self._births[name] = _Birth()
+        zygote.post({"plan": plan})
+        await birth.done.wait()
+        del self._births[name]
+        if birth.failure is not None:
+            raise RunnerError(f"the sandbox could not be made: {birth.failure}")
+
+    def _join(self, name: str) -> LocalBox:
+        try:
+            connection = connect(str(self._runtime_dir / f"{name}.sock"))
+        except OSError as error:
+            raise BoxGoneError("the sandbox ended as soon as it was made") from error
+        return self._hold(name, connection)
+
+    def _hold(self, name: str, connection: socket.socket) -> LocalBox:
+        if self._tasks is None:
+            connection.close()
+            raise RunnerError("the runner has been closed")
+        box = LocalBox(name, str(self._boxes_dir / name), connection, self._tasks, self._box_gone)
+        self._boxes[name] = box
+        return box
+
+    async def _undo(self, name: str, box: LocalBox | None) -> None:
+        """Leave nothing of a box whose making failed or was cancelled."""
+        with anyio.move_on_after(_CLEAN_UP_SECONDS, shield=True):
+            birth = self._births.get(name)
+            if box is None and birth is not None:
+                await birth.done.wait()
+                del self._births[name]
+                if birth.failure is None:
+                    with contextlib.suppress(RunnerError):
+                        box = self._join(name)
+            if box is not None:
+                box.kill_now()
+                await box.wait_gone()
+            else:
+                await anyio.to_thread.run_sync(self._remove_box, name)
+
+    def _box_gone(self, box: LocalBox) -> None:
+        self._boxes.pop(box.name, None)
+        with contextlib.suppress(OSError):
+            os.unlink(self._runtime_dir / f"{box.name}.sock")
+
+    # -- the zygote
+
+    async def _running_zygote(self) -> Link:
+        if self._tasks is None:
+            raise RunnerError("the runner has been closed")
+        if self._zygote is None or self._zygote.closed:
+            ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+            with theirs:
+                self._zygote_pid = await anyio.to_thread.run_sync(_start_zygote, theirs.fileno())
+            self._zygote = Link(ours, self._tasks, self._zygote_says)
+            self._tasks.start_soon(self._serve_zygote, self._zygote)
+        return self._zygote
+
+    async def _serve_zygote(self, zygote: Link) -> None:
+        try:
+            await zygote.run()
+        finally:
+            for birth in self._births.values():
+                birth.failure = "the process that makes sandboxes ended"
+                birth.done.set()
+            for box in self._boxes.values():
+                box.swept.set()
+
+    def _zygote_says(self, message: protocol.Message) -> None:
+        message.close_fds()
+        name, event = message.body["box"], message.body["event"]
+        if event == "gone":
+            if name in self._boxes:
+                self._boxes[name].swept.set()
+        elif (birth := self._births.get(name)) is not None and not birth.done.is_set():
+            birth.failure = message.body["message"] if event == "failed" else None
+            birth.done.set()
+
+    async def _let_zygote_go(self) -> None:
+        """Wait for the zygote if it has no reason to stay."""
+        pid, self._zygote_pid = self._zygote_pid, -1
+        if pid > 0:
+            _unreaped.add(pid)
+            if not self._boxes:
+                with anyio.move_on_after(_ZYGOTE_ENDS_SECONDS, shield=True):
+                    await _wait_for_exit(pid)
+        _reap_zygotes()
+
+    # -- level, start and clean-up
+
+    def _prepare(self) -> None:
+        for folder in (self._boxes_dir, self._images_dir, self._runtime_dir):
+            folder.mkdir(0o700, parents=True, exist_ok=True)
+            folder.chmod(0o700)
+        self._image = image.build_template(self._images_dir)
+        if os.geteuid() == 0:
+            self._cgroups = cgroups.find_cgroups()
+
+    async def _decide_level(self) -> None:
+        """Find the level by making a box: whatever the machine forbids shows there."""
+        if self._wanted == "process":
+            self._level, self._reason = IsolationLevel.PROCESS, "as asked for"
+            return
+        try:
+            box = await self._create(BoxSpec("probe", ("true",)), IsolationLevel.NAMESPACES)
+        except RunnerError as error:
+            self._reason = str(error)
+            if self._wanted == "auto" and probe.in_container():
+                self._level = IsolationLevel.PROCESS
+                _logger.warning("%s", probe.notice(self._level, self._reason))
+            return
+        self._level = IsolationLevel.NAMESPACES
+        await box.stop(0)
+
+    async def _take_back(self, name: str, connection: socket.socket) -> LocalBox | None:
+        box = self._hold(name, connection)
+        box.swept.set()
+        listed = False
+        with anyio.move_on_after(_CLEAN_UP_SECONDS):
+            listed = await box.wait_listed()
+        if not listed:
+            box.kill_now()
+        return box if listed else None
+
+    def _remove_dead(self) -> None:
+        """Remove what boxes left that are no more: folders, sockets, cgroups."""
+        names = {path.name for path in self._boxes_dir.iterdir()}
+        names |= {path.stem for path in self._runtime_dir.glob("*.sock")}
+        for name in names - self._boxes.keys() - self._births.keys():
+            self._remove_box(name)
+
+    def _remove_box(self, name: str) -> None:
+        remove_cgroups(self._cgroups.leftovers(name))
+        with contextlib.suppress(OSError):
+            remove_tree(str(self._boxes_dir / name))
+        with contextlib.suppress(OSError):
+            os.unlink(self._runtime_dir / f"{name}.sock")
+
+
+def _store_files(folder: str, spec: BoxSpec) -> list[list[str]]:
+    """Put file mounts where the launcher mounts them from."""
+    os.makedirs(f"{folder}/files", 0o711)
+    stored = []
+    for number, mount in enumerate(spec.files):
+        path = f"{folder}/files/{number}"
+        Path(path).write_bytes(mount.content)
+        Path(path).chmod(0o444)
+        stored.append([mount.path, path])
+    return stored
+
+
+def _start_zygote(control: int) -> int:
+    """Start the zygote with a session of its own and nothing of this process's environment."""
+    package = Path(cwsandbox.__file__).parent.parent
+    program = [sys.executable, "-I", "-S", "-c", _BOOTSTRAP.format(path=str(package))]
+    actions: list[tuple[int, ...] | tuple[int, int, str, int, int]] = [
+        (os.POSIX_SPAWN_OPEN, 0, "/dev/null", os.O_RDWR, 0),
+        (os.POSIX_SPAWN_DUP2, 0, 1),
+        (os.POSIX_SPAWN_DUP2, control, CONTROL_FD),
+    ]
+    return os.posix_spawn(
+        sys.executable,
+        program,
+        {},
+        file_actions=actions,
+        setsid=True,
+        setsigmask=(),
+        setsigdef=(signal.SIGCHLD, signal.SIGPIPE),
+    )
+
+
+async def _wait_for_exit(pid: int) -> None:
+    pidfd = os.pidfd_open(pid)
+    try:
+        await anyio.wait_readable(pidfd)
+    finally:
+        os.close(pidfd)
+
+
+def _reap_zygotes() -> None:
+    for pid in list(_unreaped):
+        with contextlib.suppress(ChildProcessError):
+            if os.waitpid(pid, os.WNOHANG) == (0, 0):
+                continue
+        _unreaped.discard(pid)
