@@ -173,4 +173,4 @@ def tell_once(notice: object) -> None:
     _told.add(notice)
     _logger.info("%s", notice)
     with contextlib.suppress(OSError, ValueError):
-        print(notice, file=sys.stderr)  # noqa: T201 - a plain line for a person
+        print(f"cwsandbox: {notice}", file=sys.stderr)  # noqa: T201 - a plain line for a person
