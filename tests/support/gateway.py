@@ -17,7 +17,6 @@ from typing import TYPE_CHECKING, Any, Self
 import anyio
 import anyio.from_thread
 import anyio.to_thread
-from cwsandbox.runners.local.runner import LocalRunner
 
 from cwsandbox.gateway.app import Gateway, make_app
 from cwsandbox.gateway.auth import PeerAuthenticator
@@ -25,6 +24,8 @@ from cwsandbox.gateway.reaper import reap
 from cwsandbox.gateway.server import Connections, GatewayServer, bind_unix
 from cwsandbox.gateway.service import Directories, Limits, Service
 from cwsandbox.gateway.store import Store
+from cwsandbox.runners.local.runner import LocalRunner
+from cwsandbox.wire.errors import Code, Status
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Iterator, Sequence
@@ -131,16 +132,16 @@ class ServedGateway:
         self.requests: list[str] = []
         self.grace_seconds = grace_seconds
         self._folder = folder
-        self._refusals: dict[str, int] = {}
+        self._refusals: dict[str, tuple[int, str]] = {}
         self.url = f"unix://{folder / 'gateway.sock'}"
 
     def count(self, operation: str) -> int:
         """How often it was asked for."""
         return self.requests.count(operation)
 
-    def refuse(self, operation: str, times: int) -> None:
-        """Answer the next `times` requests for it with INTERNAL, before the gateway sees them."""
-        self._refusals[operation] = times
+    def refuse(self, operation: str, times: int, status: str = "INTERNAL") -> None:
+        """Answer the next `times` requests for it with an error, before the gateway sees them."""
+        self._refusals[operation] = (times, status)
 
     def open_doors(self) -> None:
         """Let everybody through."""
@@ -154,7 +155,7 @@ class ServedGateway:
         for folder in (state, runtime, state / "logs"):
             folder.mkdir(mode=0o700)
         limits = Limits(grace_seconds=self.grace_seconds)
-        async with LocalRunner(str(runtime)) as local, Store.open(str(state / "store")) as store:
+        async with LocalRunner(state, runtime) as local, Store.open(str(state / "store")) as store:
             runner = HeldRunner(local, self.making, self.ending)
             async with Service.open(runner, store, Directories(logs=str(state / "logs")), limits) as service:
                 app = make_app(Gateway(service, PeerAuthenticator(os.geteuid())))
@@ -174,9 +175,10 @@ class ServedGateway:
         async def door(scope: Scope, receive: Receive, send: Send) -> None:
             operation = _operation(scope)
             self.requests.append(operation)
-            if self._refusals.get(operation, 0) > 0:
-                self._refusals[operation] -= 1
-                await _answer_internal(send)
+            times, status = self._refusals.get(operation, (0, ""))
+            if times > 0:
+                self._refusals[operation] = (times - 1, status)
+                await _refuse(send, Status.make(Code[status], "refused by the test"))
                 return
             if operation == "create":
                 await self.accepting.go_through()
@@ -196,10 +198,10 @@ def _operation(scope: Scope) -> str:
     return {"/v1/sandboxes": "list", "/v1/gateway": "info"}.get(path, "get")
 
 
-async def _answer_internal(send: Send) -> None:
-    body = json.dumps({"error": {"code": 500, "status": "INTERNAL", "message": "refused by the test"}}).encode()
-    await send({"type": "http.response.start", "status": 500, "headers": [(b"content-type", b"application/json")]})
-    await send({"type": "http.response.body", "body": body})
+async def _refuse(send: Send, status: Status) -> None:
+    head = {"status": status.code.http_status, "headers": [(b"content-type", b"application/json")]}
+    await send({"type": "http.response.start", **head})
+    await send({"type": "http.response.body", "body": json.dumps(status.to_json()).encode()})
 
 
 @contextlib.contextmanager

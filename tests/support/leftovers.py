@@ -73,7 +73,9 @@ def _empty_cgroups(family: set[tuple[int, int | None]]) -> list[Path]:
 
 
 def _is_left(path: Path) -> bool:
-    """Whether the file is more than a record, a log or a lock that a next gateway uses again."""
+    """Whether the file is more than a record, a log, a lock or an image that a next gateway uses again."""
+    if "images" in path.parts or "logs" in path.parts:
+        return False
     if path.is_dir():
-        return path.name not in {"run", "state", "logs"}
-    return not path.name.endswith(KEPT_SUFFIXES) and path.parent.name != "logs"
+        return path.name not in {"run", "runtime", "state", "boxes"} and not path.name.startswith("gateway-")
+    return path.name != "lock" and not path.name.endswith(KEPT_SUFFIXES)

@@ -27,7 +27,11 @@ def test_s128_operations_return_at_once_with_a_slow_backend(gateway: ServedGatew
     sandbox = Sandbox(base_url=gateway.url)
     sandbox.start().result()
     begin = time.monotonic()
-    refs: list[OperationRef[Any]] = [sandbox.exec(["echo", "x"]), sandbox.read_file("/etc/hostname"), sandbox.write_file("/tmp/x", b"x")]
+    refs: list[OperationRef[Any]] = [
+        sandbox.exec(["echo", "x"]),
+        sandbox.read_file("/etc/hostname"),
+        sandbox.write_file("/tmp/x", b"x"),
+    ]
     assert (time.monotonic() - begin) / len(refs) < 0.05
     gateway.making.open()
     for ref in refs:
@@ -45,7 +49,11 @@ async def test_s128_operations_return_at_once_with_a_slow_backend_async(gateway:
     gateway.accepting.close()
     sandbox = Sandbox(base_url=gateway.url)
     begin = time.monotonic()
-    refs: list[OperationRef[Any]] = [sandbox.exec(["echo", "x"]), sandbox.read_file("/etc/hostname"), sandbox.write_file("/tmp/x", b"x")]
+    refs: list[OperationRef[Any]] = [
+        sandbox.exec(["echo", "x"]),
+        sandbox.read_file("/etc/hostname"),
+        sandbox.write_file("/tmp/x", b"x"),
+    ]
     assert (time.monotonic() - begin) / len(refs) < 0.05
     gateway.accepting.open()
     for ref in refs:

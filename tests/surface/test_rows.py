@@ -1,0 +1,20 @@
+"""Every row of the checklist that these tests are for has a test."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+MARK = re.compile(r"@pytest\.mark\.row\(([^)]*)\)")
+NUMBERS = {*range(1, 51), *range(53, 87), 99, 100, *range(108, 112), *range(128, 134)}
+FIXES = set("ADEFGHIJKLMNOPQRT")
+
+
+def test_every_row_has_a_test() -> None:
+    marked = {
+        row
+        for path in Path(__file__).parent.glob("test_*.py")
+        for arguments in MARK.findall(path.read_text())
+        for row in re.findall(r'"([^"]+)"', arguments)
+    }
+    assert {f"S{number}" for number in NUMBERS} | {f"FIX-{letter}" for letter in FIXES} <= marked
