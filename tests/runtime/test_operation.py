@@ -155,7 +155,7 @@ def test_result_timeout_only_stops_waiting():
     for timeout in (0, -1, 0.01):
         with pytest.raises(TimeoutError):
             ref.result(timeout=timeout)
-    portal_scope().loop.run_soon(lambda: blocked.event.set())
+    portal_scope().loop.run_soon(blocked.event.set)
     assert ref.result(timeout=5) == "released"
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import concurrent.futures
+import contextlib
 import gc
 import logging
 import threading
@@ -210,16 +211,15 @@ async def test_closed_from_another_loop():
 
 async def test_starting_from_threads_while_closing_loses_nothing():
     scope = await Scope("test").enter()
-    go = threading.Event()
+    go = threading.Barrier(3)
 
     def start_many() -> list[OperationRef[None]]:
-        refs = []
-        go.set()
-        try:
-            while True:
+        refs: list[OperationRef[None]] = []
+        go.wait()
+        with contextlib.suppress(ScopeClosedError):
+            while len(refs) < 2000:
                 refs.append(scope.start(forever))
-        except ScopeClosedError:
-            return refs
+        return refs
 
     with concurrent.futures.ThreadPoolExecutor(2) as pool:
         futures = [pool.submit(start_many) for _ in range(2)]
@@ -603,10 +603,7 @@ def test_a_loop_closed_without_a_farewell_leaves_a_closed_scope(caplog, recwarn)
         scope.start(echo, 1)
     assert scope.closed
 
-    async def close() -> list[BaseException]:
-        return await scope.aclose()
-
-    assert anyio.run(close) == []
+    assert anyio.run(scope.aclose) == []
     del scope
     gc.collect()
     assert not caplog.records
