@@ -35,6 +35,7 @@ _TYPE_PREFIX = "type.googleapis.com/"
 _ERROR_INFO = "google.rpc.ErrorInfo"
 _RETRY_INFO = "google.rpc.RetryInfo"
 _BAD_REQUEST = "google.rpc.BadRequest"
+_LONGEST_DURATION_SECONDS = 315_576_000_000
 _DURATION = re.compile(r"(-?)(\d{1,12})(?:\.(\d{1,9}))?s")
 
 
@@ -390,8 +391,7 @@ def _parse_duration(value: Any) -> timedelta | None:
     if match is None:
         return None
     sign, seconds, fraction = match.groups()
-    try:
-        delay = timedelta(seconds=int(seconds), microseconds=int((fraction or "0").ljust(9, "0")) // 1000)
-    except OverflowError:
+    if int(seconds) > _LONGEST_DURATION_SECONDS:
         return None
+    delay = timedelta(seconds=int(seconds), microseconds=int((fraction or "0").ljust(9, "0")) // 1000)
     return -delay if sign else delay

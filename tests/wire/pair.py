@@ -199,7 +199,9 @@ class Pair:
         end = self.clients[event.stream.exec_id]
         assert event.stream is end.stream
         if end.gave_up:
-            assert isinstance(event, ExitStatusReceived | ExitSignalReceived | Failed | Closed), "an event after close()"
+            assert isinstance(event, ExitStatusReceived | ExitSignalReceived | Failed | Closed), (
+                "an event after close()"
+            )
         assert not end.closed, "an event after Closed"
         match event:
             case Confirmed():

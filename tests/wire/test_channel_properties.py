@@ -209,7 +209,7 @@ class ChannelMachine(RuleBasedStateMachine):
 
 
 ChannelMachine.TestCase.settings = settings(
-    max_examples=80,
+    max_examples=250,
     stateful_step_count=60,
     deadline=None,
     derandomize=True,
