@@ -50,7 +50,9 @@ def test_the_json_is_that_of_google_rpc() -> None:
 
 
 def test_the_aip_193_form_is_read() -> None:
-    document = {"error": {"code": 429, "message": "busy", "status": "RESOURCE_EXHAUSTED", "details": FULL.to_json()["details"]}}
+    document = {
+        "error": {"code": 429, "message": "busy", "status": "RESOURCE_EXHAUSTED", "details": FULL.to_json()["details"]}
+    }
     assert Status.from_json(document) == FULL
 
 
@@ -69,7 +71,9 @@ def test_the_connect_form_is_read() -> None:
 def test_the_reason_is_read_from_protobuf_where_connect_gives_no_debug_form() -> None:
     # ErrorInfo{reason: "CWSANDBOX_AUTH_EXPIRED", domain: "cwsandbox.com"}, unpadded as Connect has it.
     value = "ChZDV1NBTkRCT1hfQVVUSF9FWFBJUkVEEg1jd3NhbmRib3guY29t"
-    status = Status.from_json({"code": "unauthenticated", "details": [{"type": "google.rpc.ErrorInfo", "value": value}]})
+    status = Status.from_json(
+        {"code": "unauthenticated", "details": [{"type": "google.rpc.ErrorInfo", "value": value}]}
+    )
     assert (status.code, status.reason, status.domain) == (Code.UNAUTHENTICATED, "CWSANDBOX_AUTH_EXPIRED", DOMAIN)
 
 
@@ -80,16 +84,50 @@ def test_without_a_usable_body_the_http_status_decides() -> None:
     assert Status.from_json({"code": 99}, 418).code is Code.FAILED_PRECONDITION
 
 
-@given(st.recursive(st.none() | st.booleans() | st.integers() | st.floats() | st.text(), lambda inner: st.lists(inner) | st.dictionaries(st.sampled_from(["code", "error", "details", "@type", "type", "value", "debug", "reason", "metadata", "retryDelay", "fieldViolations", "message", "status"]) | st.text(), inner)))
+@given(
+    st.recursive(
+        st.none() | st.booleans() | st.integers() | st.floats() | st.text(),
+        lambda inner: (
+            st.lists(inner)
+            | st.dictionaries(
+                st.sampled_from(
+                    [
+                        "code",
+                        "error",
+                        "details",
+                        "@type",
+                        "type",
+                        "value",
+                        "debug",
+                        "reason",
+                        "metadata",
+                        "retryDelay",
+                        "fieldViolations",
+                        "message",
+                        "status",
+                    ]
+                )
+                | st.text(),
+                inner,
+            )
+        ),
+    )
+)
 def test_whatever_is_sent_reading_it_never_raises(document: object) -> None:
     status = Status.from_json(document)
     _ = status.reason, status.domain, status.metadata, status.retry_delay, status.violations, status.retry_after
     assert isinstance(status.message, str)
 
 
-@given(st.sampled_from(["reason", "metadata", "retryDelay", "fieldViolations"]), st.sampled_from(["ErrorInfo", "RetryInfo", "BadRequest"]), st.sampled_from([None, 1, "x", [], [1], [{}], {}, {"a": 1}, True]))
+@given(
+    st.sampled_from(["reason", "metadata", "retryDelay", "fieldViolations"]),
+    st.sampled_from(["ErrorInfo", "RetryInfo", "BadRequest"]),
+    st.sampled_from([None, 1, "x", [], [1], [{}], {}, {"a": 1}, True]),
+)
 def test_malformed_details_are_left_out(name: str, kind: str, value: object) -> None:
-    status = Status.from_json({"code": 5, "details": [{"@type": f"type.googleapis.com/google.rpc.{kind}", name: value}]})
+    status = Status.from_json(
+        {"code": 5, "details": [{"@type": f"type.googleapis.com/google.rpc.{kind}", name: value}]}
+    )
     assert status.reason in {None, "x"}
     assert status.metadata == {}
     assert status.retry_delay is None
@@ -148,7 +186,13 @@ def test_violations_are_described_by_whatever_words_there_are() -> None:
 
 @pytest.mark.parametrize(
     ("code", "http"),
-    [(Code.NOT_FOUND, 404), (Code.INVALID_ARGUMENT, 400), (Code.CANCELLED, 499), (Code.UNAUTHENTICATED, 401), (Code.UNAVAILABLE, 503)],
+    [
+        (Code.NOT_FOUND, 404),
+        (Code.INVALID_ARGUMENT, 400),
+        (Code.CANCELLED, 499),
+        (Code.UNAUTHENTICATED, 401),
+        (Code.UNAVAILABLE, 503),
+    ],
 )
 def test_codes_have_their_http_status_and_come_back_from_it(code: Code, http: int) -> None:
     assert code.http_status == http
@@ -163,7 +207,11 @@ def test_every_code_has_an_http_status() -> None:
 def test_a_wire_error_names_the_field_and_survives_copying() -> None:
     error = WireError("spec.tags[1]", "must be a string")
     for twin in (error, copy.copy(error), pickle.loads(pickle.dumps(error))):
-        assert (str(twin), twin.field, twin.problem) == ("spec.tags[1]: must be a string", "spec.tags[1]", "must be a string")
+        assert (str(twin), twin.field, twin.problem) == (
+            "spec.tags[1]: must be a string",
+            "spec.tags[1]",
+            "must be a string",
+        )
     status = error.to_status()
     assert (status.code, status.reason) == (Code.INVALID_ARGUMENT, Reason.INVALID_ARGUMENT)
     assert status.violations == (FieldViolation("spec.tags[1]", "must be a string"),)

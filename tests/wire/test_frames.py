@@ -13,7 +13,8 @@ u8, u32, u64 = st.integers(0, 2**8 - 1), st.integers(0, 2**32 - 1), st.integers(
 
 @given(
     st.lists(
-        st.tuples(st.sampled_from(list(FrameType)), u8, u32, u64, st.binary(max_size=64)).map(lambda f: Frame(*f)), max_size=9
+        st.tuples(st.sampled_from(list(FrameType)), u8, u32, u64, st.binary(max_size=64)).map(lambda f: Frame(*f)),
+        max_size=9,
     )
 )
 def test_what_the_builder_writes_is_what_the_parser_reads(written: list[Frame]) -> None:
@@ -90,7 +91,18 @@ def test_arbitrary_bytes_parse_or_are_refused(data: bytes) -> None:
 
 @pytest.mark.parametrize(
     "payload",
-    [b"", b"[]", b"1", b"{", b"\xff{}", b'{"a":NaN}', b'{"a":"\\ud800"}', b'{"\\udfff":1}', b"[" * 100_000, b'{"a":' + b"9" * 5000 + b"}"],
+    [
+        b"",
+        b"[]",
+        b"1",
+        b"{",
+        b"\xff{}",
+        b'{"a":NaN}',
+        b'{"a":"\\ud800"}',
+        b'{"\\udfff":1}',
+        b"[" * 100_000,
+        b'{"a":' + b"9" * 5000 + b"}",
+    ],
     ids=["empty", "list", "number", "cut", "not utf-8", "nan", "surrogate", "surrogate key", "deep", "huge number"],
 )
 def test_control_payloads_that_are_no_json_object_are_refused(payload: bytes) -> None:
