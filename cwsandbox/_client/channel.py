@@ -278,7 +278,7 @@ class ExecChannel:
             await self._activity.wait()
 
     async def _wait_for_company(self) -> None:
-        """Nothing is due but the answer to the end of a stream: the next command usually comes first, and takes it along."""
+        """Only the answer to the end of a stream is due: the next command usually follows soon, and takes it along."""
         self._activity = anyio.Event()
         with anyio.move_on_after(_COMPANY_SECONDS):
             await self._activity.wait()

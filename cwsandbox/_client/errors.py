@@ -54,11 +54,13 @@ class TransportError(Exception):
 
     Attributes:
         sent: Whether the gateway may have seen the request.
+        absent: Whether nobody listens at the address.
     """
 
-    def __init__(self, message: str, *, sent: bool) -> None:
+    def __init__(self, message: str, *, sent: bool, absent: bool = False) -> None:
         super().__init__(message)
         self.sent = sent
+        self.absent = absent
 
 
 def status_error(status: Status, *, sandbox_id: str | None = None, filepath: str | None = None) -> CWSandboxError:

@@ -18,7 +18,7 @@ from cwsandbox._client import embedded
 from cwsandbox._client.address import Address, AddressKind
 from cwsandbox._client.auth import NO_AUTH, AuthHeaders, resolve_auth
 from cwsandbox._client.channel import Connection, ExecChannel, Timing, open_channel
-from cwsandbox._client.errors import TransportError, bad_answer
+from cwsandbox._client.errors import TransportError, bad_answer, unreachable
 from cwsandbox._client.folders import Folders, prepare_folders
 from cwsandbox._client.http import Api, Reply, read_gateway_info, refusal
 from cwsandbox._version import __version__
@@ -120,8 +120,10 @@ class _Finder:
         try:
             with anyio.fail_after(_GREETING_SECONDS):
                 reply = await self._transport.request("GET", _GREETING)
-        except TransportError:
-            return False
+        except TransportError as error:
+            if error.absent or error.sent:
+                return False  # Nobody is there, or somebody was just leaving.
+            raise unreachable(self._address, error) from error
         except TimeoutError as error:
             raise SandboxUnavailableError(f"{self._address} gives no answer within {_GREETING_SECONDS:g} s") from error
         if reply.status in _PASSING:

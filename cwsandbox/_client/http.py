@@ -290,7 +290,7 @@ class Api:
                     failure = unreachable(self._where, error)
                     if error.sent:
                         params = call.params + call.again
-                    elif revive and self._revive is not None:
+                    elif error.absent and revive and self._revive is not None:
                         await self._revive()
                 else:
                     if reply.status < 300:

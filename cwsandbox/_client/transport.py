@@ -9,6 +9,7 @@ message and its failures come in groups), and none of their exceptions gets out.
 from __future__ import annotations
 
 import base64
+import errno
 import hashlib
 import ssl
 import sys
@@ -20,6 +21,7 @@ from attrs import frozen
 
 from cwsandbox._client.address import Address, AddressKind
 from cwsandbox._client.errors import TransportError
+from cwsandbox._client.unixsocket import UnixSocketBackend
 from cwsandbox._version import __version__
 from cwsandbox.wire.frames import MAX_MESSAGE_BYTES
 
@@ -117,7 +119,7 @@ def _translated() -> Iterator[None]:
     try:
         yield
     except (httpx.ConnectError, httpx.ConnectTimeout) as error:
-        raise TransportError(_text(error), sent=False) from error
+        raise TransportError(_text(error), sent=False, absent=_is_absent(error)) from error
     except (httpx.HTTPError, httpx.StreamError, httpcore.NetworkError) as error:
         raise TransportError(_text(error), sent=True) from error
 
@@ -256,9 +258,6 @@ async def open_transport(
         socket_path: The Unix socket, for all but `http(s)` addresses.
         headers: Sent with every request.
     """
-    limits = httpx.Limits(
-        max_connections=None, max_keepalive_connections=_IDLE_CONNECTIONS, keepalive_expiry=_IDLE_SECONDS
-    )
     tls = await _tls_context(address)
     all_headers = {"user-agent": f"cwsandbox/{__version__}", "accept": "application/json", **headers}
 
@@ -266,7 +265,7 @@ async def open_transport(
         return httpx.AsyncClient(
             base_url=address.url,
             headers=all_headers,
-            transport=httpx.AsyncHTTPTransport(verify=tls, trust_env=False, limits=limits, uds=socket_path),
+            transport=_http_transport(tls, socket_path),
             timeout=None,  # noqa: S113 - the caller's one deadline covers everything; httpx's own are per read.
             trust_env=False,
             event_hooks={"response": [_read_refusal]},
@@ -274,6 +273,24 @@ async def open_transport(
 
     async with make_client() as client:
         yield Transport(make_client, client)
+
+
+def _http_transport(tls: ssl.SSLContext, socket_path: str | None) -> httpx.AsyncHTTPTransport:
+    limits = httpx.Limits(
+        max_connections=None, max_keepalive_connections=_IDLE_CONNECTIONS, keepalive_expiry=_IDLE_SECONDS
+    )
+    transport = httpx.AsyncHTTPTransport(verify=tls, trust_env=False, limits=limits)
+    if socket_path is not None:
+        # httpcore's pool takes a network backend, but httpx has no way to pass one on.
+        transport._pool = httpcore.AsyncConnectionPool(
+            ssl_context=tls,
+            max_connections=limits.max_connections,
+            max_keepalive_connections=limits.max_keepalive_connections,
+            keepalive_expiry=limits.keepalive_expiry,
+            uds=socket_path,
+            network_backend=UnixSocketBackend(),
+        )
+    return transport
 
 
 async def _tls_context(address: Address) -> ssl.SSLContext:
@@ -286,6 +303,14 @@ async def _read_refusal(response: httpx.Response) -> None:
     """httpx-ws drops the body of a refused handshake unread, and it says why."""
     if response.status_code != 101:
         await response.aread()
+
+
+def _is_absent(error: BaseException) -> bool:
+    """Whether nobody listens there, rather than that we cannot get through."""
+    cause: BaseException | None = error
+    while cause is not None and not isinstance(cause, OSError):
+        cause = cause.__cause__ or cause.__context__
+    return isinstance(cause, OSError) and cause.errno in {errno.ENOENT, errno.ECONNREFUSED}
 
 
 def _text(error: BaseException) -> str:

@@ -12,15 +12,19 @@ import tempfile
 from typing import TYPE_CHECKING, Any
 
 import anyio
+import anyio.lowlevel
+import httpcore
 import wsproto
-from anyio.abc import SocketAttribute, SocketStream
 from wsproto.events import AcceptConnection, BytesMessage, CloseConnection, Ping, RejectConnection, RejectData, Request
 
+from cwsandbox._client.unixsocket import UnixSocketStream
 from cwsandbox.wire import channel as wire
 from cwsandbox.wire.errors import Code, Status
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Awaitable, Callable
+
+    from anyio.abc import SocketStream
 
     Handler = Callable[[str, str, dict[str, str], bytes], Awaitable[tuple[int, Any]]]
 
@@ -90,6 +94,25 @@ class Task:
         self.stream.close()
 
 
+class Wire:
+    """An accepted connection, read and written as the client does it: anyio's streams do not always survive cancellation."""
+
+    def __init__(self, accepted: SocketStream) -> None:
+        self._accepted = accepted
+        self._stream = UnixSocketStream(accepted.extra(anyio.abc.SocketAttribute.raw_socket))
+
+    async def receive(self) -> bytes:
+        if data := await self._stream.read(65536):
+            return data
+        raise anyio.EndOfStream
+
+    async def send(self, data: bytes) -> None:
+        await self._stream.write(data)
+
+    async def close(self) -> None:
+        await self._stream.aclose()
+
+
 class Peer:
     """The front. `path` is its socket.
 
@@ -117,7 +140,7 @@ class Peer:
         self.message_limit = 1024 * 1024
         self.silent = False
         self.goodbyes = 0
-        self.connections: set[SocketStream] = set()
+        self.connections: set[Wire] = set()
         self.hello: dict[str, Any] | None = None
 
     def forget(self, instance: str) -> None:
@@ -128,16 +151,22 @@ class Peer:
     async def drop_all(self) -> None:
         """Cut all connections."""
         for stream in list(self.connections):
-            await anyio.aclose_forcefully(stream)
+            await stream.close()
+        while self.connections:
+            await anyio.lowlevel.checkpoint()
 
-    async def serve(self, stream: SocketStream) -> None:
+    async def serve(self, accepted: SocketStream) -> None:
+        stream = Wire(accepted)
         self.connections.add(stream)
-        with contextlib.suppress(anyio.BrokenResourceError, anyio.ClosedResourceError, anyio.EndOfStream):
-            async with stream:
+        try:
+            with contextlib.suppress(httpcore.NetworkError, anyio.EndOfStream):
                 await self._requests(stream)
-        self.connections.discard(stream)
+        finally:
+            self.connections.discard(stream)
+            with anyio.CancelScope(shield=True):
+                await stream.close()
 
-    async def _requests(self, stream: SocketStream) -> None:
+    async def _requests(self, stream: Wire) -> None:
         buffer = b""
         while True:
             while b"\r\n\r\n" not in buffer:
@@ -157,17 +186,25 @@ class Peer:
             status, document = await self._answer(method, target, headers, body)
             content = document if isinstance(document, bytes) else json.dumps(document).encode()
             await stream.send(
-                b"HTTP/1.1 %d X\r\ncontent-type: application/json\r\ncontent-length: %d\r\n\r\n" % (status, len(content)) + content
+                b"HTTP/1.1 %d X\r\ncontent-type: application/json\r\ncontent-length: %d\r\n\r\n"
+                % (status, len(content))
+                + content
             )
 
     async def _answer(self, method: str, target: str, headers: dict[str, str], body: bytes) -> tuple[int, Any]:
         if target == "/v1/gateway":
-            return 200, {"version": "0", "protocol": self.protocol, "instanceId": self.instance, "pid": os.getpid(), "later": 1}
+            return 200, {
+                "version": "0",
+                "protocol": self.protocol,
+                "instanceId": self.instance,
+                "pid": os.getpid(),
+                "later": 1,
+            }
         if self.handler is None:
             return 404, Status.make(Code.NOT_FOUND, "nothing here").to_json()
         return await self.handler(method, target, headers, body)
 
-    async def _websocket(self, stream: SocketStream, opening: bytes) -> None:
+    async def _websocket(self, stream: Wire, opening: bytes) -> None:
         connection = wsproto.WSConnection(wsproto.ConnectionType.SERVER)
         connection.receive_data(opening)
         output = anyio.Event()
@@ -225,7 +262,7 @@ class Peer:
             if channel is not None:
                 channel.abandon()
 
-    async def _reject(self, stream: SocketStream, connection: wsproto.WSConnection, status: Status) -> None:
+    async def _reject(self, stream: Wire, connection: wsproto.WSConnection, status: Status) -> None:
         body = json.dumps(status.to_json()).encode()
         headers = [(b"content-length", str(len(body)).encode())]
         data = connection.send(RejectConnection(headers=headers, status_code=status.code.http_status, has_body=True))
