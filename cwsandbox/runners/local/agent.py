@@ -1,8 +1,8 @@
 """PID 1 of a box: starts commands, hands out their streams, moves files, kills trees, reaps.
 
-One thread, one selector, no blocking call that a sandbox could prolong. The gateway connects to the agent's socket, and may
-come back: the agent keeps copies of the gateway's ends of all pipes until a command is forgotten. If no gateway comes back in
-time, the agent ends, and the box with it.
+One thread, one selector, no blocking call that a sandbox could prolong. The gateway connects to the agent's socket,
+and may come back: the agent keeps copies of the gateway's ends of all pipes until a command is forgotten. If no
+gateway comes back in time, the agent ends, and the box with it.
 """
 
 from __future__ import annotations
@@ -11,15 +11,17 @@ import contextlib
 import os
 import selectors
 import signal
-import socket
 import time
 from collections import deque
-from collections.abc import Callable, Sequence
-from typing import Any, NoReturn
+from typing import TYPE_CHECKING, Any, NoReturn
 
 from cwsandbox.runners.local import files, protocol
 from cwsandbox.runners.local.marks import LimitMarks, Mark, Marks, NamespaceMarks, TreeKill
 from cwsandbox.runners.local.spawn import DEFAULT_PATH, NotStartedError, Spawner, Started
+
+if TYPE_CHECKING:
+    import socket
+    from collections.abc import Callable, Sequence
 
 _READ, _WRITE = selectors.EVENT_READ, selectors.EVENT_WRITE
 _LIMIT_OF_PENDING_FILES = 64
@@ -288,7 +290,7 @@ class Agent:
             _release(command.mark)
         for fd in command.streams():
             # What still writes there must not be stopped by a full pipe, nor killed by a broken one.
-            self._selector.register(fd, _READ, lambda mask, fd=fd: self._drain(fd))
+            self._selector.register(fd, _READ, lambda _, fd=fd: self._drain(fd))
 
     def _drain(self, fd: int) -> None:
         with contextlib.suppress(BlockingIOError):
@@ -309,8 +311,8 @@ class Agent:
         os.set_blocking(read, False)
         os.set_blocking(write, False)
         signal.set_wakeup_fd(write, warn_on_full_buffer=False)
-        signal.signal(signal.SIGCHLD, lambda number, frame: None)
-        self._selector.register(read, _READ, lambda mask: self._reap(read))
+        signal.signal(signal.SIGCHLD, _ignore_signal)
+        self._selector.register(read, _READ, lambda _: self._reap(read))
 
     def _reap(self, wakeups: int) -> None:
         with contextlib.suppress(BlockingIOError):
@@ -399,6 +401,10 @@ class Agent:
         pending = gateway.pending.pop(message.body["file"], None)
         if pending is not None:
             files.abort(pending)
+
+
+def _ignore_signal(number: int, frame: object) -> None:
+    """Only a signal that has a handler wakes the selector."""
 
 
 def _release(mark: Mark | None) -> None:

@@ -9,13 +9,11 @@ import signal
 import socket
 import stat
 import struct
-from collections.abc import Callable, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import anyio
 import anyio.lowlevel
 import anyio.to_thread
-from anyio.abc import TaskGroup
 
 from cwsandbox.runners.base import (
     BoxGoneError,
@@ -29,6 +27,11 @@ from cwsandbox.runners.local.command import LocalCommand
 from cwsandbox.runners.local.link import Link, LinkClosedError
 from cwsandbox.runners.local.transfers import FileWriter, InlineFile, OpenFile, is_regular
 from cwsandbox.runners.local.trees import remove_tree
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+
+    from anyio.abc import TaskGroup
 
 MAIN = "main"
 _BOX_HAS_ITS_END_SECONDS = 10.0
@@ -71,7 +74,8 @@ class LocalBox:
         self._listed = anyio.Event()
         self._to_list = -1
         self.swept = anyio.Event()
-        """Set by the runner when the zygote has reaped the box; boxes of an earlier zygote have it set from the start."""
+        """Set by the runner when the zygote has reaped the box; boxes of an earlier zygote have it set from the
+        start."""
         pid = _peer(connection)
         self._pidfd = os.pidfd_open(pid)
         self._link = Link(connection, tasks, self._event)

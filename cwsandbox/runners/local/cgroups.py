@@ -1,14 +1,15 @@
-"""Where this process may make cgroups, and how a box's limits are written there: version 1, version 2, or both mixed."""
+"""Where this process may make cgroups, and how a box's limits are written there: version 1, 2, or both mixed."""
 
 from __future__ import annotations
 
 import contextlib
 import os
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from attrs import field, frozen
 
-from cwsandbox.runners.base import Limits
+if TYPE_CHECKING:
+    from cwsandbox.runners.base import Limits
 
 _CPU_PERIOD_MICROSECONDS = 100_000
 _CONTROLLERS = {"memory": "memory", "cpu": "cpu", "processes": "pids"}

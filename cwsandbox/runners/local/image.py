@@ -1,7 +1,7 @@
 """The default image: this machine's /usr and Python, with a small /etc and empty folders of its own.
 
-What a box sees beside /usr is copied by an allow-list into a template, once per gateway start: nothing private of the host's
-/etc, nobody's home, none of the host's variable data. Files must be readable by everybody to be copied at all.
+What a box sees beside /usr is copied by an allow-list into a template, once per gateway start: nothing private of the
+host's /etc, nobody's home, none of the host's variable data. Files must be readable by everybody to be copied at all.
 """
 
 from __future__ import annotations
@@ -82,9 +82,9 @@ _GENERATED = {
     "hosts": f"127.0.0.1\tlocalhost {HOSTNAME}\n::1\tlocalhost\n",
     "hostname": f"{HOSTNAME}\n",
     "resolv.conf": "# This sandbox has no network.\n",
-    "nsswitch.conf": "passwd: files\ngroup: files\nshadow: files\nhosts: files dns\nprotocols: files\nservices: files\n",
+    "nsswitch.conf": "passwd: files\ngroup: files\nhosts: files dns\nprotocols: files\nservices: files\n",
 }
-_HIDDEN_PARENTS = ("/root", "/home", "/tmp", "/var", "/run", "/etc", "/dev", "/proc", "/sys", "/srv", "/mnt")
+_HIDDEN_PARENTS = tuple(f"/{name}" for name in ("root", "home", "tmp", "var", "run", "etc", "dev", "srv", "mnt"))
 _RELOCATED = "/opt/python"
 _LARGEST_FILE = 16 * 1024 * 1024
 

@@ -1,8 +1,8 @@
 """From a fork of the zygote to a box's PID 1.
 
-`launch` never returns: one process of it leaves the host's namespaces and forks the other, which builds the root, gives up its
-rights and becomes the agent. It talks to the zygote over a socket: it asks for what only the host's root can do (`map`), says
-which process the agent is (`pid`), and in the end `ready` or `error`.
+`launch` never returns: one process of it leaves the host's namespaces and forks the other, which builds the root,
+gives up its rights and becomes the agent. It talks to the zygote over a socket: it asks for what only the host's root
+can do (`map`), says which process the agent is (`pid`), and in the end `ready` or `error`.
 """
 
 from __future__ import annotations
@@ -14,11 +14,13 @@ import resource
 import signal
 import socket
 import struct
-from collections.abc import Iterator
-from typing import Any, NoReturn
+from typing import TYPE_CHECKING, Any, NoReturn
 
 from cwsandbox.runners.local import agent, protocol, root, seccomp
 from cwsandbox.runners.local import syscalls as linux
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
 
 _NAMESPACES = (
     linux.CLONE_NEWUSER
@@ -156,7 +158,8 @@ def _drop_rights(*, namespaces: bool) -> None:
         with contextlib.nullcontext() if namespaces else contextlib.suppress(PermissionError):
             linux.drop_bounding_set()
         linux.prctl(linux.PR_CAP_AMBIENT, linux.PR_CAP_AMBIENT_CLEAR_ALL)
-        # The agent marks commands (a UTS namespace each) and looks at their marks; programs it starts get neither right.
+        # The agent marks commands (a UTS namespace each) and looks at their marks; programs it starts get neither
+        # right.
         linux.set_capabilities((linux.CAP_SYS_ADMIN, linux.CAP_SYS_PTRACE) if namespaces else ())
         linux.prctl(linux.PR_SET_NO_NEW_PRIVS, 1)
         linux.prctl(linux.PR_SET_DUMPABLE, 0)

@@ -1,7 +1,7 @@
 """The gateway's side of a connection to the zygote or to an agent: requests, replies, events.
 
-One task reads; requests and notices are written by whoever has one, at once if the socket has room. What arrives is bounded
-and checked: an agent that breaks the protocol loses its connection, and its box, but nothing else.
+One task reads; requests and notices are written by whoever has one, at once if the socket has room. What arrives is
+bounded and checked: an agent that breaks the protocol loses its connection, and its box, but nothing else.
 """
 
 from __future__ import annotations
@@ -10,13 +10,16 @@ import contextlib
 import os
 import socket
 from collections import deque
-from collections.abc import Callable
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import anyio
-from anyio.abc import TaskGroup
 
 from cwsandbox.runners.local import protocol
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from anyio.abc import TaskGroup
 
 _READS_PER_WAKE_UP = 64
 

@@ -1,9 +1,9 @@
 """How the agent knows which processes belong to which command, whatever they did to hide.
 
-Every command is started with a mark that its descendants inherit and cannot take off: parents, sessions, process groups and
-environments can all be shed by a daemon. In a box with namespaces the mark is a UTS namespace of the command's own: leaving it
-takes a capability that nothing in the box has. Without namespaces it is the hard limit of a resource that nobody uses, unique
-per command: an ordinary process can lower its limit but never raise it.
+Every command is started with a mark that its descendants inherit and cannot take off: parents, sessions, process
+groups and environments can all be shed by a daemon. In a box with namespaces the mark is a UTS namespace of the
+command's own: leaving it takes a capability that nothing in the box has. Without namespaces it is the hard limit of a
+resource that nobody uses, unique per command: an ordinary process can lower its limit but never raise it.
 """
 
 from __future__ import annotations
@@ -13,10 +13,12 @@ import re
 import resource
 import signal
 import time
-from collections.abc import Iterator
-from typing import NamedTuple, Protocol
+from typing import TYPE_CHECKING, NamedTuple, Protocol
 
 from cwsandbox.runners.local import syscalls as linux
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
 
 UNREADABLE = -1
 """The mark of a process whose mark is hidden even from the agent (a program that may be run but not read)."""
@@ -48,11 +50,13 @@ class NamespaceMarks:
     """Marks that are UTS namespaces; for a PID 1 with CAP_SYS_ADMIN and CAP_SYS_PTRACE in its user namespace."""
 
     def make(self) -> Mark:
+        """See `Marks`."""
         linux.unshare(linux.CLONE_NEWUTS)
         fd = os.open("/proc/self/ns/uts", os.O_RDONLY | os.O_CLOEXEC)
         return Mark(os.fstat(fd).st_ino, fd)
 
     def processes(self) -> Iterator[tuple[int, int]]:
+        """See `Marks`."""
         for name in os.listdir("/proc"):
             if name.isdecimal() and name != "1":
                 mark = self._mark_of(name)
@@ -90,11 +94,13 @@ class LimitMarks:
         self._next = (1 << 62) if hard == resource.RLIM_INFINITY else hard
 
     def make(self) -> Mark:
+        """See `Marks`."""
         self._next -= 1
         resource.setrlimit(resource.RLIMIT_RTTIME, (self._next, self._next))
         return Mark(self._next, -1)
 
     def processes(self) -> Iterator[tuple[int, int]]:
+        """See `Marks`."""
         for pid in descendants(os.getpid()):
             try:
                 with open(f"/proc/{pid}/limits", "rb") as file:
@@ -132,8 +138,9 @@ def descendants(ancestor: int) -> list[int]:
 class TreeKill:
     """Kill everything with one mark (None: every mark), by repeated looks at the process list.
 
-    The first look kills at once. If more processes turn up after that, they are being forked faster than they are killed:
-    then all are stopped first, which keeps their places in the process limit, and killed when no new ones appear.
+    The first look kills at once. If more processes turn up after that, they are being forked faster than they are
+    killed: then all are stopped first, which keeps their places in the process limit, and killed when no new ones
+    appear.
     """
 
     def __init__(self, mark: Mark | None) -> None:

@@ -14,7 +14,7 @@ _CONTAINER_WORDS = ("docker", "kubepods", "containerd", "libpod", "lxc", "garden
 
 def in_container() -> bool:
     """Is this process inside a container, so that the container can be the boundary?"""
-    if any(os.path.exists(path) for path in _CONTAINER_FILES) or os.environ.get("container"):
+    if any(os.path.exists(path) for path in _CONTAINER_FILES) or "container" in os.environ:
         return True
     if "KUBERNETES_SERVICE_HOST" in os.environ:
         return True
@@ -34,9 +34,7 @@ def remedies(reason: str) -> str:
     if _read("/proc/sys/kernel/unprivileged_userns_clone").strip() == "0":
         ways.append("allow user namespaces (sysctl kernel.unprivileged_userns_clone=1)")
     if _read("/proc/sys/kernel/apparmor_restrict_unprivileged_userns").strip() == "1":
-        ways.append(
-            "let AppArmor allow them (sysctl kernel.apparmor_restrict_unprivileged_userns=0, or a profile with `userns,`)"
-        )
+        ways.append("let AppArmor allow them (sysctl kernel.apparmor_restrict_unprivileged_userns=0)")
     if _read("/proc/sys/user/max_user_namespaces").strip() == "0":
         ways.append("raise sysctl user.max_user_namespaces")
     ways += [
@@ -52,7 +50,7 @@ def notice(level: IsolationLevel, reason: str) -> str | None:
         return None
     because = f" ({reason})" if reason else ""
     return (
-        f"sandboxes run at isolation level `process`{because}: own folders, clean environment and a system-call filter, "
+        f"sandboxes run at isolation level `process`{because}: own folders, a clean environment, a call filter, "
         "but they share this machine's files, processes and network"
         + ("; the surrounding container is the boundary" if in_container() else "")
     )

@@ -1,7 +1,7 @@
 """Messages between the gateway, the zygote and the agents.
 
-One message is one datagram on a SOCK_SEQPACKET Unix socket: the length of a JSON object, the object, raw bytes, and file
-descriptors beside it. Larger ones travel in a memfd. Both sides use this module; it is plain standard library.
+One message is one datagram on a SOCK_SEQPACKET Unix socket: the length of a JSON object, the object, raw bytes, and
+file descriptors beside it. Larger ones travel in a memfd. Both sides use this module; it is plain standard library.
 """
 
 from __future__ import annotations
@@ -12,8 +12,10 @@ import os
 import socket
 import stat
 import struct
-from collections.abc import Sequence
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
 
 INLINE_BYTES = 96 * 1024
 """The largest message sent as a datagram: well below the default socket buffer."""

@@ -1,8 +1,8 @@
 """The root file system of a box, from inside its new namespaces.
 
-Runs in the process that becomes PID 1, after it left the host's namespaces and before it gives up its rights. Nothing here
-follows a path that a sandbox wrote: the host's side is reached through descriptors of folders that only the gateway writes,
-and everything inside the new root is mounted after pivoting into it, from where no symlink leads out.
+Runs in the process that becomes PID 1, after it left the host's namespaces and before it gives up its rights. Nothing
+here follows a path that a sandbox wrote: the host's side is reached through descriptors of folders that only the
+gateway writes, and everything inside the new root is mounted after pivoting into it, from where no symlink leads out.
 """
 
 from __future__ import annotations
@@ -44,7 +44,7 @@ _LAYERS = ("upper", "work", "usr-upper", "usr-work")
 def prepare_folders(folder: str, owner: int) -> None:
     """Make what a box needs in its folder: mount points, and the writable layers, which belong to `owner`."""
     os.makedirs(folder, 0o711, exist_ok=True)
-    os.chmod(folder, 0o711)  # The box's own root must get through; the folder above is the gateway's alone.
+    os.chmod(folder, 0o711)  # noqa: S103 - The box's own root must get through; what is above is the gateway's alone.
     for name in ("root", "lower", "usr-lower", "layer", *(f"layer/{name}" for name in _LAYERS)):
         path = f"{folder}/{name}"
         os.mkdir(path, 0o755)
@@ -57,7 +57,8 @@ def enter_root(plan: dict[str, Any], trees: list[int]) -> None:
 
     Args:
         plan: The box's creation message: `folder`, `image`, `files`.
-        trees: Detached mounts of the image, of /usr and perhaps of the interpreter, whose owners are mapped to this user
+        trees: Detached mounts of the image, of /usr and perhaps of the interpreter, whose owners are mapped to this
+        user
             namespace. Empty: the plain folders are used.
     """
     linux.mount(None, "/", None, linux.MS_REC | linux.MS_PRIVATE)
@@ -86,8 +87,8 @@ def enter_root(plan: dict[str, Any], trees: list[int]) -> None:
     os.fchdir(root)
     os.close(root)
     linux.pivot_root(".", ".")
-    # The old root now lies on top of "/", but lookups of "/" start below it: all paths are the box's from here on. It stays
-    # until proc is mounted, which the kernel allows only while another one is in sight.
+    # The old root now lies on top of "/", but lookups of "/" start below it: all paths are the box's from here on. It
+    # stays until proc is mounted, which the kernel allows only while another one is in sight.
     _mount_system(devices)
     if prefix is not None:
         os.makedirs(image["prefix_target"], exist_ok=True)
@@ -173,8 +174,8 @@ def _mount_system(devices: list[tuple[str, int]]) -> None:
         _attach(tree, f"/dev/{name}")
     for name, target in _DEVICE_LINKS:
         os.symlink(target, f"/dev/{name}")
-    os.mkdir("/dev/shm")
-    linux.mount("tmpfs", "/dev/shm", "tmpfs", _PLAIN, "mode=1777,size=256m")
+    os.mkdir("/dev/shm")  # noqa: S108 - Inside the box.
+    linux.mount("tmpfs", "/dev/shm", "tmpfs", _PLAIN, "mode=1777,size=256m")  # noqa: S108
     os.mkdir("/dev/pts")
     linux.mount(
         "devpts", "/dev/pts", "devpts", _PLAIN & ~linux.MS_NODEV | linux.MS_NOEXEC, "newinstance,ptmxmode=0666,mode=620"

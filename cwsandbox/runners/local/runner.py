@@ -9,14 +9,12 @@ import secrets
 import signal
 import socket
 import sys
-from collections.abc import AsyncGenerator, Sequence
 from contextlib import asynccontextmanager
 from pathlib import Path
-from typing import Any, Literal, Self
+from typing import TYPE_CHECKING, Any, Literal, Self
 
 import anyio
 import anyio.to_thread
-from anyio.abc import TaskGroup
 from attrs import define, field
 
 import cwsandbox
@@ -34,6 +32,11 @@ from cwsandbox.runners.local.box import MAIN, LocalBox
 from cwsandbox.runners.local.link import Link, connect
 from cwsandbox.runners.local.trees import remove_tree
 from cwsandbox.runners.local.zygote import CONTROL_FD, remove_cgroups
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncGenerator, Sequence
+
+    from anyio.abc import TaskGroup
 
 _logger = logging.getLogger("cwsandbox.runner")
 
@@ -62,7 +65,7 @@ class LocalRunner(anyio.AsyncContextManagerMixin):
     Args:
         state_dir: Layers and templates; survives a restart.
         runtime_dir: Sockets of the agents; private to the user (0700).
-        isolation: "namespaces" refuses anything weaker, "process" asks for no isolation of its own, "auto" takes the first
+        isolation: "namespaces" refuses anything weaker, "process" asks for no more than that, "auto" takes the first
             where it can be had, and the second only inside a container.
         orphan_grace_seconds: How long boxes live without a gateway.
         runner_id: Its name in records.

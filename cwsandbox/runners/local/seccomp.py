@@ -1,8 +1,8 @@
 """The system-call filter of every box, assembled by hand.
 
-A deny list in the spirit of Docker's default profile: what changes mounts, namespaces, the kernel or the machine, what has a
-history of kernel bugs and no use in a sandbox, and foreign ABIs, through which all of that could be reached again. It is the
-second wall: a box has no capabilities, so most of these calls would fail anyway.
+A deny list in the spirit of Docker's default profile: what changes mounts, namespaces, the kernel or the machine, what
+has a history of kernel bugs and no use in a sandbox, and foreign ABIs, through which all of that could be reached
+again. It is the second wall: a box has no capabilities, so most of these calls would fail anyway.
 """
 
 from __future__ import annotations

@@ -10,11 +10,12 @@ import signal
 import stat
 import struct
 import termios
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
-_RESET = tuple(
-    number for number in (signal.SIGHUP, signal.SIGINT, signal.SIGQUIT, signal.SIGPIPE, signal.SIGTERM, signal.SIGCHLD)
-) + (signal.SIGTSTP, signal.SIGTTIN, signal.SIGTTOU, signal.SIGXFSZ, signal.SIGUSR1, signal.SIGUSR2)
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+_RESET = signal.valid_signals() - {signal.SIGKILL, signal.SIGSTOP}
 _OUT_OF_RESOURCES = (errno.EAGAIN, errno.ENOMEM, errno.EMFILE, errno.ENFILE)
 DEFAULT_PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
 
@@ -56,7 +57,7 @@ class Spawner:
         try:
             os.chdir(cwd)
         except OSError as error:
-            raise NotStartedError(f"cd: {cwd}: {os.strerror(error.errno)}", 2) from error
+            raise NotStartedError(f"cd: {cwd}: {error.strerror}", 2) from error
         try:
             program = find_program(argv[0], env.get("PATH", DEFAULT_PATH))
             if terminal is not None:
@@ -110,7 +111,9 @@ class Spawner:
             os.close(slave)
         return Started(pid, -1, master, -1)
 
-    def _spawn(self, program: str, argv: list[str], env: dict[str, str], actions: list[tuple[int, ...]]) -> int:
+    def _spawn(
+        self, program: str, argv: list[str], env: dict[str, str], actions: Sequence[tuple[int | str, ...]]
+    ) -> int:
         # The agent's own limit is raised to hold many pipes; programs expect the usual one.
         resource.setrlimit(resource.RLIMIT_NOFILE, (self._soft, self._hard))
         try:
@@ -122,7 +125,7 @@ class Spawner:
                 raise
             if error.errno in {errno.ENOENT, errno.ENOTDIR}:
                 raise NotStartedError(f"{argv[0]}: not found (or the interpreter it names)", 127) from error
-            raise NotStartedError(f"{argv[0]}: {os.strerror(error.errno)}", 126) from error
+            raise NotStartedError(f"{argv[0]}: {error.strerror}", 126) from error
         finally:
             resource.setrlimit(resource.RLIMIT_NOFILE, (self._hard, self._hard))
 

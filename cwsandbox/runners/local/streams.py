@@ -8,10 +8,13 @@ import fcntl
 import os
 import struct
 import termios
-from collections.abc import Callable
+from typing import TYPE_CHECKING
 
 import anyio
 import anyio.lowlevel
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
 
 _LARGE_PIPE_BYTES = 1024 * 1024
 _BUSY_AFTER_BYTES = 1024 * 1024
@@ -21,8 +24,8 @@ _END_OF_TRANSMISSION = b"\x04"
 def adopt_pipe(fd: int, flags: int) -> int:
     """Open the pipe behind `fd` anew and close `fd`.
 
-    A passed descriptor shares its flags with the agent's copy; one that the agent could make blocking has no place on the
-    event loop.
+    A passed descriptor shares its flags with the agent's copy; one that the agent could make blocking has no place on
+    the event loop.
     """
     try:
         return os.open(f"/proc/self/fd/{fd}", flags | os.O_NONBLOCK | os.O_CLOEXEC)

@@ -1,7 +1,7 @@
 """The Linux calls that the standard library lacks, by ctypes.
 
-Every function raises `OSError` with the call's name. Numbers from 424 on are the same on all architectures; the few older
-ones are looked up by machine.
+Every function raises `OSError` with the call's name. Numbers from 424 on are the same on all architectures; the few
+older ones are looked up by machine.
 """
 
 from __future__ import annotations
@@ -91,18 +91,18 @@ def unshare(flags: int) -> None:
 
 
 def mount(source: str | None, target: str, kind: str | None, flags: int = 0, options: str | None = None) -> None:
-    """mount(2)."""
+    """Mount a file system, or change a mount."""
     result = _libc.mount(_bytes(source), _bytes(target), _bytes(kind), ctypes.c_ulong(flags), _bytes(options))
     _checked(result, f"mount {kind or source} on {target}")
 
 
 def umount(target: str, flags: int = 0) -> None:
-    """umount2(2)."""
+    """Take a mount away."""
     _checked(_libc.umount2(_bytes(target), ctypes.c_int(flags)), f"umount {target}")
 
 
 def pivot_root(new_root: str, put_old: str) -> None:
-    """pivot_root(2)."""
+    """Make `new_root` the root mount, and this process's root with it."""
     _syscall("pivot_root", _SYS_PIVOT_ROOT, _bytes(new_root), _bytes(put_old))
 
 
@@ -132,7 +132,7 @@ def openat2(directory: int, path: str, flags: int, mode: int = 0, resolve: int =
 
 
 def prctl(option: int, *arguments: int) -> None:
-    """prctl(2); missing arguments are zero, as many options insist."""
+    """Set an attribute of this process; missing arguments are zero, as many options insist."""
     words = [ctypes.c_ulong(argument) for argument in (*arguments, 0, 0, 0, 0)[:4]]
     _checked(_libc.prctl(ctypes.c_int(option), *words), f"prctl {option}")
 

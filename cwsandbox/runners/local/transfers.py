@@ -1,7 +1,7 @@
 """Files that are read from a box or written into it.
 
-Small ones travel inside a message. For larger ones the agent passes a descriptor of a regular file, which this side reads or
-writes in worker threads, for the kernel has no readiness for files.
+Small ones travel inside a message. For larger ones the agent passes a descriptor of a regular file, which this side
+reads or writes in worker threads, for the kernel has no readiness for files.
 """
 
 from __future__ import annotations

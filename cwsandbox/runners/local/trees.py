@@ -6,14 +6,17 @@ import contextlib
 import os
 import stat
 
+_DEEPEST = 64
 _DIRECTORY = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
 
 
 def remove_tree(path: str) -> None:
     """Remove `path` and all below it; one that is gone already is fine.
 
-    Blocking. Another process may be doing the same. Names that cannot be removed (a busy mount) raise OSError at the end,
-    after everything else was removed.
+    Blocking. Another process may be doing the same.
+
+    Raises:
+        OSError: A name cannot be removed (a busy mount).
     """
     parent, name = os.path.split(path)
     try:
@@ -50,10 +53,8 @@ def _remove_directory(parent: int, name: str) -> None:
                 child = pending[-1].pop()
                 if _unlink(stack[-1], child):
                     continue
-                if len(stack) >= 64:
-                    child = _hoist(stack[-1], child, stack[0], pending[0])
-                    if child is None:
-                        continue
+                if len(stack) >= _DEEPEST and _hoist(stack[-1], child, stack[0], pending[0]):
+                    continue
                 inner = _open_directory(stack[-1], child)
                 stack.append(inner)
                 names.append(child)
@@ -79,15 +80,15 @@ def _unlink(directory: int, name: str) -> bool:
     return True
 
 
-def _hoist(directory: int, name: str, top: int, top_pending: list[str]) -> str | None:
-    """Move a deep directory to the top of the tree, to be removed from there; the name itself if that fails."""
+def _hoist(directory: int, name: str, top: int, top_pending: list[str]) -> bool:
+    """Move a deep directory to the top of the tree, to be removed from there; False if that cannot be done."""
     moved = f".deep-{len(top_pending)}-{os.urandom(6).hex()}"
     try:
         os.rename(name, moved, src_dir_fd=directory, dst_dir_fd=top)
     except OSError:
-        return name
+        return False
     top_pending.append(moved)
-    return None
+    return True
 
 
 def _open_directory(parent: int, name: str) -> int:

@@ -1,8 +1,9 @@
 """The process that boxes are forked from.
 
-A single-threaded interpreter with everything imported once and none of the gateway's memory, environment or descriptors. It
-does for boxes what only the host's side can do (user maps, owner-mapped mounts, cgroups), adopts and reaps them, and tells the
-gateway. When the gateway is gone it stays until its last box is, removes what they leave, and ends.
+A single-threaded interpreter with everything imported once and none of the gateway's memory, environment or
+descriptors. It does for boxes what only the host's side can do (user maps, owner-mapped mounts, cgroups), adopts and
+reaps them, and tells the gateway. When the gateway is gone it stays until its last box is, removes what they leave,
+and ends.
 """
 
 from __future__ import annotations
@@ -68,7 +69,7 @@ class Zygote:
         os.set_blocking(read, False)
         os.set_blocking(write, False)
         signal.set_wakeup_fd(write, warn_on_full_buffer=False)
-        signal.signal(signal.SIGCHLD, lambda number, frame: None)
+        signal.signal(signal.SIGCHLD, _ignore_signal)
         self._selector.register(read, selectors.EVENT_READ, lambda: self._reap(read))
 
     def run(self) -> None:
@@ -231,6 +232,10 @@ class Zygote:
                 with contextlib.suppress(OSError):
                     os.kill(pid, signal.SIGKILL)
             time.sleep(0.001)
+
+
+def _ignore_signal(number: int, frame: object) -> None:
+    """Only a signal that has a handler wakes the selector."""
 
 
 def _mapped_trees(image: dict[str, Any], pid: int) -> list[int]:

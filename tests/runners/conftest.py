@@ -1,0 +1,65 @@
+"""Fixtures of the runner tests."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import tempfile
+from pathlib import Path
+
+import pytest
+
+from cwsandbox.runners.base import BoxSpec, FileMount
+from cwsandbox.runners.local.runner import LocalRunner
+from tests.runners.support import read_until
+
+MAIN = ("sh", "-c", "trap 'echo main ended; exit 42' TERM; echo ready; while :; do sleep 0.05; done")
+
+
+@pytest.fixture(scope="session")
+def state_dir():
+    """One state folder for all tests, so that the image's template is made once."""
+    folder = Path(tempfile.mkdtemp(prefix="cwsandbox-runner-"))
+    yield folder / "state"
+    shutil.rmtree(folder)
+
+
+@pytest.fixture
+def runtime_dir():
+    with tempfile.TemporaryDirectory(prefix="cwsandbox-run-") as folder:
+        yield Path(folder)
+
+
+@pytest.fixture
+def make_runner(state_dir, runtime_dir):
+    """A runner at the level this run is about, with folders of its own."""
+
+    def make(**options) -> LocalRunner:
+        options.setdefault("orphan_grace_seconds", 10)
+        options.setdefault("isolation", os.environ.get("CWSANDBOX_TEST_ISOLATION", "auto"))
+        return LocalRunner(state_dir, runtime_dir, **options)
+
+    return make
+
+
+@pytest.fixture
+async def runner(make_runner):
+    async with make_runner() as runner:
+        yield runner
+
+
+def box_spec(**options) -> BoxSpec:
+    options.setdefault("argv", MAIN)
+    return BoxSpec("sandbox-1", **options)
+
+
+@pytest.fixture
+async def box(runner):
+    spec = box_spec(
+        env={"FROM_BOX": "x", "ALSO_FROM_BOX": "kept"},
+        files=(FileMount("/tmp/mounted/deep.txt", b"mounted content"),),
+    )
+    box = await runner.create(spec)
+    await read_until(box.main.stdout, b"ready\n")
+    yield box
+    await box.stop(0)

@@ -1,0 +1,149 @@
+"""What the runner tests share: running commands to their end, and looking at the host from outside."""
+
+from __future__ import annotations
+
+import itertools
+import os
+import secrets
+from contextlib import asynccontextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import anyio
+
+from cwsandbox.runners.base import ExecSpec, ExitStatus
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncGenerator, Mapping
+
+    from cwsandbox.runners.base import Box, ByteSource, Command
+
+_numbers = itertools.count()
+
+FINISH_SECONDS = 20
+
+
+def exec_id() -> str:
+    return f"exec-{next(_numbers)}"
+
+
+def token() -> str:
+    """A word that finds a process among all of the host's."""
+    return f"marker{secrets.token_hex(8)}"
+
+
+async def read_all(source: ByteSource | None) -> bytes:
+    if source is None:
+        return b""
+    parts = []
+    try:
+        while True:
+            parts.append(await source.receive())
+    except anyio.EndOfStream:
+        return b"".join(parts)
+
+
+async def read_until(source: ByteSource, wanted: bytes) -> bytes:
+    data = b""
+    with anyio.fail_after(FINISH_SECONDS):
+        while wanted not in data:
+            data += await source.receive()
+    return data
+
+
+@asynccontextmanager
+async def started(box: Box, *argv: str, **options) -> AsyncGenerator[Command]:
+    """A command that is killed and forgotten at the end."""
+    command = await box.exec(ExecSpec(exec_id(), argv, **options))
+    try:
+        yield command
+    finally:
+        with anyio.CancelScope(shield=True):
+            await command.kill()
+            await command.aclose()
+
+
+class Result:
+    def __init__(self, status: ExitStatus, stdout: bytes, stderr: bytes) -> None:
+        self.status = status
+        self.stdout = stdout
+        self.stderr = stderr
+
+    @property
+    def text(self) -> str:
+        return self.stdout.decode()
+
+
+async def run(
+    box: Box, *argv: str, stdin: bytes | None = None, env: Mapping[str, str] | None = None, **options
+) -> Result:
+    """Run a command to its end."""
+    command = await box.exec(ExecSpec(exec_id(), argv, env=env or {}, stdin=stdin is not None, **options))
+    outputs: dict[str, bytes] = {}
+
+    async def collect(name: str, source: ByteSource | None) -> None:
+        outputs[name] = await read_all(source)
+
+    async def feed() -> None:
+        if command.stdin is not None:
+            await command.stdin.send(stdin or b"")
+            await command.stdin.aclose()
+
+    with anyio.fail_after(FINISH_SECONDS):
+        async with anyio.create_task_group() as tasks:
+            tasks.start_soon(collect, "stdout", command.stdout)
+            tasks.start_soon(collect, "stderr", command.stderr)
+            tasks.start_soon(feed)
+        status = await command.wait()
+    await command.aclose()
+    return Result(status, outputs["stdout"], outputs["stderr"])
+
+
+async def shell(box: Box, script: str, **options) -> Result:
+    return await run(box, "sh", "-c", script, **options)
+
+
+async def python(box: Box, script: str, *arguments: str, **options) -> Result:
+    return await run(box, "python3", "-I", "-c", script, *arguments, **options)
+
+
+def host_processes(word: str) -> list[int]:
+    """The host's processes that still run with `word` in their command line."""
+    found = []
+    for name in os.listdir("/proc"):
+        if name.isdigit() and int(name) != os.getpid():
+            try:
+                # A process whose first thread has ended shows its command line in the others only.
+                threads = [f"/proc/{name}/task/{thread}" for thread in os.listdir(f"/proc/{name}/task")]
+                lines = b"".join(Path(thread, "cmdline").read_bytes() for thread in threads)
+            except OSError:
+                continue
+            if word.encode() in lines:
+                found.append(int(name))
+    return found
+
+
+async def until_processes(word: str, count: int) -> list[int]:
+    """Wait until `count` of the host's processes carry `word`; there is no event for other people's processes."""
+    with anyio.fail_after(FINISH_SECONDS):
+        while len(found := host_processes(word)) != count:
+            await anyio.sleep(0.01)
+    return found
+
+
+async def read_file(box: Box, path: str) -> bytes:
+    file = await box.open_file(path)
+    try:
+        return await read_all(file)
+    finally:
+        await file.aclose()
+
+
+async def write_file(box: Box, path: str, content: bytes, *, size: int | None = None) -> None:
+    file = await box.create_file(path, size=size)
+    try:
+        for start in range(0, len(content), 300_000):
+            await file.send(content[start : start + 300_000])
+        await file.commit()
+    finally:
+        await file.aclose()
