@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import signal
 import threading
 from collections import deque
 from typing import TYPE_CHECKING
@@ -13,6 +12,7 @@ from cwsandbox._client.stream import Exited
 from cwsandbox._stream_operation import StreamOperation
 from cwsandbox.exceptions import SandboxCommandTimeoutError, SandboxError, SandboxExecutionError
 from cwsandbox.process import Process, ProcessResult
+from cwsandbox.wire.signals import signal_number
 
 if TYPE_CHECKING:
     from cwsandbox._client.stream import ClientStream
@@ -95,9 +95,10 @@ class ExecOperation(StreamOperation):
     # What the channel calls.
 
     def data(self, code: int, data: bytes) -> None:
-        """Output arrived. What waits here for the spool is bounded by the stream's window."""
-        self._arrived.append((code, data))
-        self._wake()
+        """Output arrived. What waits here for the spool's disk is bounded by the stream's window."""
+        if self._arrived or not self._process._spools[code].feed_nowait(data):
+            self._arrived.append((code, data))
+            self._wake()
 
     def credit(self, code: int) -> None:
         """The command takes more input."""
@@ -164,7 +165,7 @@ class ExecOperation(StreamOperation):
             if type(error) is SandboxError:
                 raise SandboxExecutionError(str(error), reason=error.reason, metadata=error.metadata) from error
             raise
-        returncode = seen.status if isinstance(seen, Exited) else 128 + signal.Signals[seen.name]
+        returncode = seen.status if isinstance(seen, Exited) else 128 + signal_number(seen.name)
         result = ProcessResult._from_spools(*process._spools, returncode, process.command)
         if self._check and returncode:
             raise SandboxExecutionError(

@@ -65,14 +65,10 @@ class SharedOperation:
         self._scope = scope
         self._operation = operation
         self._name = name
-        self._running = False
-        self._done = anyio.Event()
-        self._error: Exception | None = None
-
-    @property
-    def over(self) -> bool:
+        self.over = False
         """True once it has ended, well or not."""
-        return self._done.is_set()
+        self._done: anyio.Event | None = None  # made by the first joiner, on the scope's loop
+        self._error: Exception | None = None
 
     async def join(self) -> None:
         """Wait for it; the first joiner starts it. Cancelling stops this wait only.
@@ -80,8 +76,8 @@ class SharedOperation:
         Raises:
             Exception: What it raised; every joiner gets the same.
         """
-        if not self._running:
-            self._running = True
+        if self._done is None:
+            self._done = anyio.Event()
             self._scope().start(self._run, name=self._name)
         await self._done.wait()
         if self._error is not None:
@@ -96,4 +92,6 @@ class SharedOperation:
             self._error = SandboxError(f"{self._name}: the context it belongs to was left before it had finished")
             raise
         finally:
+            assert self._done is not None
+            self.over = True
             self._done.set()

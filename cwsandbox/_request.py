@@ -13,6 +13,7 @@ from cwsandbox.options import merge_secrets, network_options, resource_options
 if TYPE_CHECKING:
     from cwsandbox.defaults import SandboxDefaults
     from cwsandbox.options import NetworkOptions, ResourceOptions, Secret
+    from cwsandbox.wire.resources import NetworkOptions as NetworkResource
     from cwsandbox.wire.resources import ResourceRequirements, SecretMapping, SecretStoreReference
     from cwsandbox.wire.resources import Sandbox as Record
 
@@ -104,7 +105,6 @@ class SandboxRequest:
             files=tuple(wire.FileMount(path=path, content=content) for path, content in self.files),
             secret_stores=_secret_stores(self.secrets),
         )
-        network = self.network
         spec = wire.SandboxSpec(
             containers=(container,),
             services=tuple(
@@ -116,16 +116,23 @@ class SandboxRequest:
             tags=self.tags,
             runner_ids=self.runner_ids,
             profile_ids=self.profile_ids,
-            network=network
-            and wire.NetworkOptions(
-                ingress_mode=network.ingress_mode or "",
-                egress_mode=network.egress_mode or "",
-                exposed_ports=network.exposed_ports or (),
-            ),
+            network=_network(self.network),
             annotations=self.annotations,
             s3_mount=wire.S3Mount(**self.s3_mount) if self.s3_mount else None,
         )
         return wire.Sandbox(spec=spec)
+
+
+def _network(options: NetworkOptions | None) -> NetworkResource | None:
+    if options is None:
+        return None
+    from cwsandbox.wire import resources as wire
+
+    return wire.NetworkOptions(
+        ingress_mode=options.ingress_mode or "",
+        egress_mode=options.egress_mode or "",
+        exposed_ports=options.exposed_ports or (),
+    )
 
 
 def _requirements(options: ResourceOptions | None) -> ResourceRequirements | None:

@@ -34,7 +34,8 @@ class StreamOperation:
 
     def __init__(self, sandbox: SandboxCore) -> None:
         self._sandbox = sandbox
-        self._changed = anyio.Event()
+        self._changed: anyio.Event | None = None
+        """Set to wake the task; made by the task, as an event belongs to the loop that it is made on."""
         self._confirmed = False
         self._outcome: Outcome | None = None
 
@@ -68,12 +69,13 @@ class StreamOperation:
         return client.channel.open(kind, params, uuid.uuid4().hex, self)
 
     def _wake(self) -> None:
-        self._changed.set()
+        if self._changed is not None:
+            self._changed.set()
 
     async def _wait_changed(self) -> None:
-        """Wait until something happened since the last call."""
-        await self._changed.wait()
+        """Wait until something happens after this call; check before."""
         self._changed = anyio.Event()
+        await self._changed.wait()
 
     async def _give_up(self, stream: ClientStream) -> None:
         """Cancelled: have the gateway end it, and wait until it says that it has."""

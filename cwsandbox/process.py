@@ -13,6 +13,7 @@ from cwsandbox._runtime.operation import OperationRef
 from cwsandbox._runtime.readers import LineReader, StreamReader
 from cwsandbox._runtime.spool import Spool
 from cwsandbox._stdin import StreamWriter
+from cwsandbox.wire.signals import signal_name
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -173,7 +174,7 @@ class Process(OperationRef[ProcessResult]):
         self._stdin = StreamWriter(self._poke) if stdin else None
         self._lock = threading.Lock()
         self._signals: deque[str] = deque()
-        self._on_input: Callable[[], None] | None = None
+        self._on_input: Callable[[], object] | None = None
 
     @property
     def command(self) -> list[str]:
@@ -235,7 +236,7 @@ class Process(OperationRef[ProcessResult]):
         Raises:
             ValueError: No such signal.
         """
-        name = signal.Signals(signum).name
+        name = signal_name(signal.Signals(signum))
         with self._lock:
             self._signals.append(name)
         self._poke()
@@ -251,6 +252,11 @@ class Process(OperationRef[ProcessResult]):
     def __repr__(self) -> str:
         state = "running" if not self._finished else f"returncode={self.returncode}"
         return f"<Process {self._command!r} {state}>"
+
+    def _bind(self, loop: LoopHandle) -> None:
+        super()._bind(loop)
+        for spool in self._spools:
+            spool.bind(loop)
 
     def _on_interrupt(self) -> None:
         """Ctrl-C in `result()`: the command must not outlive the program's interest in it."""

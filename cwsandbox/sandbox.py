@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import threading
 import warnings
+from datetime import UTC
 from functools import partial
 from typing import TYPE_CHECKING, Any, Self, cast
 
@@ -13,6 +14,7 @@ from cwsandbox._exec import ExecOperation
 from cwsandbox._files import ReadFile, WriteFile
 from cwsandbox._lifecycle import Phase
 from cwsandbox._listing import ListQuery
+from cwsandbox._logs import LogsOperation
 from cwsandbox._operate import SharedOperation, await_shielded
 from cwsandbox._request import SandboxRequest
 from cwsandbox._runtime.operation import OperationRef
@@ -30,6 +32,7 @@ if TYPE_CHECKING:
     from datetime import datetime
     from types import TracebackType
 
+    from cwsandbox._runtime.readers import LineReader
     from cwsandbox.options import NetworkOptions, ResourceOptions, Secret
     from cwsandbox.session import Session
     from cwsandbox.status import SandboxStatus
@@ -500,6 +503,44 @@ class Sandbox:
         process.add_done_callback(lambda ref: operation.settle(ref._error))
         self._core.operate(operation, ref=process, name="exec")
         return process
+
+    def stream_logs(
+        self,
+        *,
+        follow: bool = False,
+        tail_lines: int | None = None,
+        since_time: datetime | None = None,
+        timestamps: bool = False,
+        timeout_seconds: float | None = None,
+    ) -> LineReader:
+        """What the main command printed (never what `exec` runs), line by line, standard output and error together.
+
+        Args:
+            follow: Go on until the sandbox ends; else end with what there is, which works on ended sandboxes too.
+            tail_lines: The last lines only; None (or 0) gives all that is kept.
+            since_time: Nothing older; a naive time is taken as UTC.
+            timestamps: The gateway puts an ISO 8601 time before every line.
+            timeout_seconds: Limit for the whole; default is the request timeout, or none when following.
+
+        Returns:
+            A reader to iterate with `for` or `async for`; errors come from it. `close()` ends the stream.
+
+        Raises:
+            ValueError: Negative `tail_lines` or time-out.
+        """
+        if tail_lines is not None and tail_lines < 0:
+            raise ValueError(f"tail_lines must be zero or more, not {tail_lines}")
+        if since_time is not None and since_time.tzinfo is None:
+            since_time = since_time.replace(tzinfo=UTC)
+        limit = None if follow and timeout_seconds is None else self._core.limit(timeout_seconds)
+        return LogsOperation(
+            self._core,
+            follow=follow,
+            tail_lines=tail_lines or None,
+            since_time=since_time,
+            timestamps=timestamps,
+            timeout_seconds=limit,
+        ).start()
 
     def read_file(
         self, filepath: str | os.PathLike[str], *, timeout_seconds: float | None = None

@@ -109,6 +109,10 @@ class Spool:
 
     # Feeding, on the loop.
 
+    def bind(self, loop: LoopHandle) -> None:
+        """Name the loop that will feed it, so that blocking reads there are refused from the beginning."""
+        self._loop = loop
+
     async def feed(self, data: bytes | bytearray | memoryview) -> None:
         """Add bytes, from one task at a time. Cancellation loses nothing; what was passed is in.
 
@@ -125,6 +129,20 @@ class Spool:
         else:
             await checkpoint()
         self._settle_credit()
+
+    def feed_nowait(self, data: bytes) -> bool:
+        """Add bytes on the loop if they fit into memory.
+
+        Returns:
+            False, with nothing taken, if they do not: use `feed`.
+        """
+        with self._lock:
+            if not self._storage.fits(len(data)):
+                return False
+            self._add(memoryview(data))
+        self._wake_waiters()
+        self._settle_credit()
+        return True
 
     def close(self, error: BaseException | None = None) -> None:
         """End the stream, from any thread; the second time does nothing.

@@ -64,6 +64,10 @@ class Storage:
         """Whether it is time for `write_tail` and `drop_tail`."""
         return len(self._tail) >= FLUSH_BYTES
 
+    def fits(self, count: int) -> bool:
+        """Whether so many bytes can be added without going to the file."""
+        return len(self._head) + count <= self._memory_bytes
+
     def append(self, data: memoryview) -> None:
         """Add bytes; never blocks."""
         room = max(self._memory_bytes - len(self._head), 0)

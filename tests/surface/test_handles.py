@@ -152,7 +152,7 @@ async def test_blocking_on_the_loop_that_would_run_the_operation_is_an_error_tha
     process = asb.exec(["echo", "hello"])
     with pytest.raises(RuntimeError, match="await"):
         process.result()
-    with pytest.raises(RuntimeError, match="await"):
+    with pytest.raises(RuntimeError, match="async for"):
         next(iter(process.stdout))
     assert (await process).stdout == "hello\n"
 
