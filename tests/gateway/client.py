@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from typing import Any
 
 import anyio
@@ -58,7 +59,8 @@ class AsgiSocket:
         """The connection breaks."""
         if not self.closed.is_set():
             self.closed.set()
-            self._to_app.send_nowait({"type": "websocket.disconnect", "code": 1006})
+            with contextlib.suppress(anyio.BrokenResourceError, anyio.ClosedResourceError):  # It may have ended.
+                self._to_app.send_nowait({"type": "websocket.disconnect", "code": 1006})
 
     def close(self) -> None:
         self.drop()

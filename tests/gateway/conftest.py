@@ -62,7 +62,9 @@ class World:
         return httpx.AsyncClient(transport=httpx.ASGITransport(self.app), base_url="http://gateway")
 
 
-def execute(client: ChannelClient, sandbox: LiveSandbox, *argv: str, exec_id: str = "", paced: bool = True, **fields: Any) -> Result:
+def execute(
+    client: ChannelClient, sandbox: LiveSandbox, *argv: str, exec_id: str = "", paced: bool = True, **fields: Any
+) -> Result:
     return client.open(
         StreamKind.EXEC, ExecOpen(sandbox_id=sandbox.record.sandbox_id, argv=argv, **fields), exec_id, paced
     )
@@ -76,7 +78,9 @@ def folder() -> Iterator[Path]:
 
 
 @contextlib.asynccontextmanager
-async def open_world(folder: Path, runner: HostRunner | None = None, limits: Limits | None = None) -> AsyncIterator[World]:
+async def open_world(
+    folder: Path, runner: HostRunner | None = None, limits: Limits | None = None
+) -> AsyncIterator[World]:
     async with (
         Store.open(str(folder / "sandboxes.sqlite")) as store,
         runner or HostRunner() as host,

@@ -158,7 +158,7 @@ class HostBox:
     async def _kill_all(self) -> None:
         for command in [self.main, *self._commands]:
             if command.process.returncode is None:
-                command.gone = command is not self.main
+                command.gone = command.gone or command is not self.main
                 await command.kill()
             await command.process.aclose()
         self._runner.boxes.pop(self.sandbox_id, None)
