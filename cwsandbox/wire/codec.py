@@ -33,6 +33,7 @@ Int64 = NewType("Int64", int)
 """An integer that JSON carries as a string, because JavaScript's numbers would round it."""
 
 _INT64_LIMIT = 2**63
+_EXACT_LIMIT = 2**53
 _TIME = re.compile(r"(\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d)(\.\d{1,9})?(Z|[+-]\d\d:\d\d)", re.ASCII)
 _NAME_CHARS = 64
 
@@ -227,7 +228,7 @@ def _inside(step: str, hook: Hook, value: Any, cls: Any) -> Any:
 
 def _plain_number(value: float) -> float:
     """Whole numbers without ".0", which readers that expect an integer would refuse."""
-    return int(value) if isinstance(value, int) or value.is_integer() else value
+    return int(value) if abs(value) < _EXACT_LIMIT and value == int(value) else value
 
 
 def _utc_text(value: datetime) -> str:

@@ -174,7 +174,7 @@ def dump_json(document: Any) -> bytes:
         ValueError: Not finite numbers, text that is not Unicode (lone surrogates), or larger than a frame may be.
         TypeError: Something that JSON has no form for.
     """
-    data = json.dumps(document, ensure_ascii=False, allow_nan=False, separators=(",", ":")).encode()
+    data = _ENCODER.encode(document).encode()
     if len(data) > MAX_CONTROL_BYTES:
         raise ValueError(f"{len(data)} bytes of JSON; {MAX_CONTROL_BYTES} fit into a frame")
     return data
@@ -182,6 +182,11 @@ def dump_json(document: Any) -> bytes:
 
 def _no_constant(name: str) -> None:
     raise ValueError(f"{name} is not JSON")
+
+
+# Made once: `json.dumps` and `json.loads` make new ones for every call that has options.
+_ENCODER = json.JSONEncoder(ensure_ascii=False, allow_nan=False, separators=(",", ":"))
+_DECODER = json.JSONDecoder(parse_constant=_no_constant)
 
 
 def load_json_object(payload: bytes) -> dict[str, Any]:
@@ -192,10 +197,10 @@ def load_json_object(payload: bytes) -> dict[str, Any]:
     """
     try:
         text = payload.decode()
-        document = json.loads(text, parse_constant=_no_constant)
+        document = _DECODER.decode(text)
         if "\\u" in text:
             # Escapes can spell lone surrogates, which every later encode() of the text would stumble over.
-            json.dumps(document, ensure_ascii=False).encode()
+            _ENCODER.encode(document).encode()
     except (ValueError, RecursionError) as error:
         raise ProtocolError("a control frame does not hold JSON") from error
     if not isinstance(document, dict):

@@ -373,7 +373,9 @@ class Stream:
 
     @property
     def _data_due(self) -> bool:
-        return not self._held and not self._close_sent and any(flow.sent < flow.end for flow in self._out)
+        if self._held or self._close_sent:
+            return False
+        return any([flow.sent < flow.end for flow in self._out])  # noqa: C419 - twice as fast for two
 
     @property
     def _due(self) -> bool:
@@ -391,7 +393,7 @@ class Stream:
 
     @property
     def _may_adjust(self) -> bool:
-        # Until it is confirmed, a client may ask for the stream as if for the first time, with everything from the start.
+        # Until it is confirmed, a client may ask for it as if for the first time, with everything from the start.
         return self.confirmed and not self._deaf
 
     @property

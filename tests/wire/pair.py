@@ -209,7 +209,8 @@ class Pair:
                 assert event.info == {"pid": 7}
                 end.confirmed = True
             case Data():
-                assert end.confirmed and end.result is None
+                assert end.confirmed
+                assert end.result is None
                 end.take_data(event)
             case Eof():
                 end.take_eof(event)

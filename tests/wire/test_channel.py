@@ -173,7 +173,7 @@ def test_a_refusal_needs_no_confirmation_and_ends_the_stream() -> None:
 
 def test_an_endless_error_message_is_cut() -> None:
     line = Line()
-    stream, peer = line.open()
+    _stream, peer = line.open()
     peer.fail(Status(Code.INTERNAL, "x" * 10_000_000 + "\ud800"))
     failed, _ = line.down()
     assert len(failed.status.message) == 16 * 1024
@@ -641,7 +641,7 @@ def test_wrong_use_is_an_error_at_the_call() -> None:
         lambda: peer.exit_signal("nonsense"),
         lambda: peer.fail(Status(Code.INTERNAL, "", [{"@type": "x", "y": "z" * 300_000}])),
         lambda: unconfirmed.send(b"x"),
-        lambda: unconfirmed.send_eof(),
+        unconfirmed.send_eof,
         lambda: unconfirmed.exit_status(0),
         lambda: unconfirmed.confirm({"x": float("nan")}),
         lambda: line.client.open(StreamKind.EXEC, {}, "not an id"),

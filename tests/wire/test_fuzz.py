@@ -106,7 +106,7 @@ def test_a_conversation_with_changed_bytes_ends_in_a_protocol_error_or_goes_on(
 ) -> None:
     pair = _busy_pair()
     sender, receiver = (pair.client, pair.server) if up else (pair.server, pair.client)
-    list(pair.servers.values())[0].stream.confirm({"pid": 7})
+    next(iter(pair.servers.values())).stream.confirm({"pid": 7})
     pair.open()
     message = bytearray(sender.message_to_send() or b"\0")
     for position, value in changes:
