@@ -48,6 +48,8 @@ if TYPE_CHECKING:
 
 _logger = logging.getLogger("cwsandbox")
 _COMPANY_SECONDS = 0.01
+# A connection that breaks within a message has not carried it: smaller ones get further on a bad network.
+_MESSAGE_BYTES = 128 * 1024
 
 
 class MessageSocket(Protocol):
@@ -128,6 +130,8 @@ class ExecChannel:
         # Opened since the last message was sent: no gateway can have seen them.
         self._fresh: list[ClientStream] = []
         self._activity = anyio.Event()
+        # A cancelled owner still says goodbye: only `open_channel` ends the connection, after a bounded farewell.
+        self._life = anyio.CancelScope(shield=True)
         # What is due can wait a moment for something more urgent.
         self._can_wait = False
         self._stopped = anyio.Event()
@@ -171,6 +175,10 @@ class ExecChannel:
 
     async def _run(self) -> None:
         """Keep a connection while streams need one. Raises nothing but cancellation."""
+        with self._life:
+            await self._keep_connected()
+
+    async def _keep_connected(self) -> None:
         outage_began: float | None = None
         attempts = 0
         try:
@@ -267,7 +275,7 @@ class ExecChannel:
         while True:
             if self._can_wait:
                 await self._wait_for_company()
-            message = self._mux.message_to_send()
+            message = self._mux.message_to_send(_MESSAGE_BYTES)
             if message is not None or socket.has_reply:
                 for stream in self._fresh:
                     stream._shown_to = instance
@@ -366,6 +374,7 @@ class ExecChannel:
             self._wake()
             with anyio.move_on_after(self._timing.farewell, shield=True):
                 await self._stopped.wait()
+        self._life.cancel()
 
 
 @asynccontextmanager
@@ -396,7 +405,6 @@ async def open_channel(
             failure = error  # Raised below: in here the task group would wrap it in an ExceptionGroup.
         finally:
             await channel._close()
-            tasks.cancel_scope.cancel()
             channel._lose_all(SandboxUnavailableError(f"the connection to {where} was closed"))
     if failure is not None:
         raise failure

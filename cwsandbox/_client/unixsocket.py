@@ -34,6 +34,7 @@ class UnixSocketBackend(httpcore.AsyncNetworkBackend):
         Raises:
             httpcore.ConnectError: With the `OSError` as its cause.
         """
+        await anyio.lowlevel.checkpoint()
         connection = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
         connection.setblocking(False)
         try:
@@ -48,7 +49,6 @@ class UnixSocketBackend(httpcore.AsyncNetworkBackend):
         except BaseException:
             connection.close()
             raise
-        await anyio.lowlevel.checkpoint()
         return UnixSocketStream(connection)
 
 

@@ -15,6 +15,7 @@ import anyio
 import anyio.lowlevel
 import httpcore
 import wsproto
+import wsproto.utilities
 from wsproto.events import AcceptConnection, BytesMessage, CloseConnection, Ping, RejectConnection, RejectData, Request
 
 from cwsandbox._client.unixsocket import UnixSocketStream
@@ -24,7 +25,7 @@ from cwsandbox.wire.errors import Code, Status
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Awaitable, Callable
 
-    from anyio.abc import SocketStream
+    from anyio.abc import SocketStream, TaskGroup
 
     Handler = Callable[[str, str, dict[str, str], bytes], Awaitable[tuple[int, Any]]]
 
@@ -122,7 +123,6 @@ class Peer:
         requests: Method and path of all requests.
         handler: Answers requests.
         status: What the WebSocket handshake is answered with instead of an upgrade.
-        message_limit: How much is put in a message.
         silent: Nothing is sent any more, and nothing read.
         goodbyes: How many clients said goodbye.
     """
@@ -137,7 +137,6 @@ class Peer:
         self.messages: list[bytes] = []
         self.handler: Handler | None = None
         self.status: Status | None = None
-        self.message_limit = 1024 * 1024
         self.silent = False
         self.goodbyes = 0
         self.connections: set[Wire] = set()
@@ -210,54 +209,59 @@ class Peer:
         output = anyio.Event()
         channel: wire.Channel | None = None
 
-        def wake() -> None:
-            output.set()
-
         async def write() -> None:
             nonlocal output
             assert channel is not None
+            with contextlib.suppress(httpcore.NetworkError):
+                while True:
+                    await output.wait()
+                    output = anyio.Event()
+                    while not self.silent and (message := channel.message_to_send()) is not None:
+                        await stream.send(connection.send(BytesMessage(message)))
+
+        async def read(tasks: TaskGroup) -> None:
+            nonlocal channel
+            parts: list[bytes] = []
             while True:
-                await output.wait()
-                output = anyio.Event()
-                while not self.silent and (message := channel.message_to_send(self.message_limit)) is not None:
-                    await stream.send(connection.send(BytesMessage(message)))
+                for event in connection.events():
+                    match event:
+                        case Request():
+                            if self.status is not None:
+                                await self._reject(stream, connection, self.status)
+                                return
+                            await stream.send(connection.send(AcceptConnection()))
+                            channel = wire.Channel(wire.Role.SERVER, hello=self.hello or {})
+                            tasks.start_soon(write)
+                            output.set()
+                        case BytesMessage():
+                            parts.append(event.data)
+                            if event.message_finished and channel is not None:
+                                message = b"".join(parts)
+                                parts.clear()
+                                self.messages.append(message)
+                                for what in channel.receive(message, anyio.current_time()):
+                                    if isinstance(what, wire.Goodbye):
+                                        self.goodbyes += 1
+                                        await stream.send(connection.send(CloseConnection(1000)))
+                                        return
+                                    self._dispatch(channel, what)
+                                output.set()
+                        case Ping():
+                            await stream.send(connection.send(event.response()))
+                        case CloseConnection():
+                            await stream.send(connection.send(event.response()))
+                            return
+                if self.silent:
+                    await anyio.sleep_forever()
+                connection.receive_data(await stream.receive())
 
         try:
             async with anyio.create_task_group() as tasks:
-                parts: list[bytes] = []
-                while True:
-                    for event in connection.events():
-                        match event:
-                            case Request():
-                                if self.status is not None:
-                                    await self._reject(stream, connection, self.status)
-                                    return
-                                await stream.send(connection.send(AcceptConnection()))
-                                channel = wire.Channel(wire.Role.SERVER, hello=self.hello or {})
-                                tasks.start_soon(write)
-                                wake()
-                            case BytesMessage():
-                                parts.append(event.data)
-                                if event.message_finished and channel is not None:
-                                    message = b"".join(parts)
-                                    parts.clear()
-                                    self.messages.append(message)
-                                    for what in channel.receive(message, anyio.current_time()):
-                                        if isinstance(what, wire.Goodbye):
-                                            self.goodbyes += 1
-                                            await stream.send(connection.send(CloseConnection(1000)))
-                                            return
-                                        self._dispatch(channel, what)
-                                    wake()
-                            case Ping():
-                                await stream.send(connection.send(event.response()))
-                            case CloseConnection():
-                                with contextlib.suppress(Exception):
-                                    await stream.send(connection.send(event.response()))
-                                return
-                    if self.silent:
-                        await anyio.sleep_forever()
-                    connection.receive_data(await stream.receive())
+                with contextlib.suppress(
+                    httpcore.NetworkError, anyio.EndOfStream, wsproto.utilities.LocalProtocolError
+                ):
+                    await read(tasks)
+                tasks.cancel_scope.cancel()
         finally:
             if channel is not None:
                 channel.abandon()
