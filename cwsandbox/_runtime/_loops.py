@@ -66,6 +66,15 @@ class LoopHandle:
         """Whether the calling thread is running this very loop."""
         return (_running_trio_token() if self._is_trio else _running_asyncio_loop()) is self._native
 
+    def in_task(self) -> bool:
+        """Whether a task of this loop is running, from which others can be started.
+
+        In a bare callback of an asyncio loop nothing tells anyio which library it is under.
+        """
+        if self._is_trio or not self.is_current():
+            return self.is_current()
+        return sys.modules["asyncio"].current_task() is not None
+
     def run_soon(self, fn: Callable[..., object], *args: Any) -> bool:
         """Have the loop call ``fn(*args)`` in a copy of the caller's context; never blocks, from any thread, in order.
 

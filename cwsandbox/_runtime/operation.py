@@ -116,9 +116,12 @@ class OperationRef(Generic[T]):
             that
                 started it.
         """
-        if not self._latch.is_set:
-            self._block(timeout)
-        return self._collect()
+        try:
+            if not self._latch.is_set:
+                self._block(timeout)
+            return self._collect()
+        finally:
+            del self  # Or a stored exception would hold its handle: exception, traceback, this frame, self.
 
     def __await__(self) -> Generator[Any, Any, T]:
         return self._wait().__await__()
@@ -170,9 +173,16 @@ class OperationRef(Generic[T]):
             raise TimeoutError(f"the operation has not finished within {timeout} seconds; it goes on")
 
     async def _wait(self) -> T:
+        try:
+            await self._wait_until_set()
+            return self._collect()
+        finally:
+            del self  # As in result().
+
+    async def _wait_until_set(self) -> None:
         if self._latch.is_set:
             await checkpoint()
-            return self._collect()
+            return
         still_awaited = False
         self._wait_begins()
         try:
@@ -185,7 +195,6 @@ class OperationRef(Generic[T]):
                 with anyio.move_on_after(CANCEL_WAIT_SECONDS, shield=True):
                     await self._latch.wait()
             raise
-        return self._collect()
 
     def _wait_begins(self) -> None:
         with self._latch.lock:
@@ -217,7 +226,7 @@ class OperationRef(Generic[T]):
         try:
             raise error.with_traceback(self._traceback)
         finally:
-            del error, self  # The traceback holds this frame: no cycle through it.
+            del error, self  # As in result().
 
     # Ending.
 

@@ -68,6 +68,12 @@ def sole_error(error: BaseException, cancelled: type[BaseException]) -> BaseExce
     return None if isinstance(rest, (cancelled, GeneratorExit)) else rest
 
 
+def _without_first_frame(error: BaseException) -> BaseException:
+    """The frame that caught it holds the operation's handle, and the handle will hold the error: no such cycle."""
+    trace = error.__traceback__
+    return error.with_traceback(trace.tb_next if trace else None)
+
+
 @define(eq=False)
 class Cleanup:
     """An async function that the scope calls when it is left."""
@@ -245,9 +251,11 @@ class Scope:
                 self._operations.add(ref)
         if loop is None:
             self._refuse()
-        if loop.is_current():
+        if loop.in_task():
             self._spawn(ref, fn, args, name)
         elif not loop.run_soon(self._spawn, ref, fn, args, name):
+            with self._lock:
+                self._operations.discard(ref)  # The caller is told; the handle stays as it was.
             self._end()
             self._refuse()
         return ref
@@ -279,9 +287,7 @@ class Scope:
             if sole is None:
                 ref._settle_cancelled()
             else:
-                # Without this frame, through which the handle would hold itself.
-                trace = sole.__traceback__
-                ref._settle_error(sole.with_traceback(trace.tb_next if sole is error and trace else trace))
+                ref._settle_error(_without_first_frame(sole) if sole is error else sole)
         finally:
             self._forget(ref)
 

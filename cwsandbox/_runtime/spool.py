@@ -118,10 +118,11 @@ class Spool:
 
         A disk that fails does not fail the stream: it is truncated there.
         """
-        if self._loop is None:
-            self._loop = LoopHandle.current()
+        if self.feed_nowait(data):
+            await checkpoint()
+            return
         with self._lock:
-            self._add(memoryview(data))
+            self._add(data)
             due = self._storage.tail_is_due
         self._wake_waiters()
         if due:
@@ -130,17 +131,21 @@ class Spool:
             await checkpoint()
         self._settle_credit()
 
-    def feed_nowait(self, data: bytes) -> bool:
+    def feed_nowait(self, data: bytes | bytearray | memoryview) -> bool:
         """Add bytes on the loop if they fit into memory.
 
         Returns:
             False, with nothing taken, if they do not: use `feed`.
         """
+        if self._loop is None:
+            self._loop = LoopHandle.current()
         with self._lock:
             if not self._storage.fits(len(data)):
                 return False
-            self._add(memoryview(data))
-        self._wake_waiters()
+            self._add(data)
+            waiters, self._waiters = self._waiters, []
+        for waiter in waiters:
+            waiter.set()
         self._settle_credit()
         return True
 
@@ -155,13 +160,15 @@ class Spool:
                 self._ended, self._error = True, error
         self._wake_waiters()
 
-    def _add(self, data: memoryview) -> None:
+    def _add(self, data: bytes | bytearray | memoryview) -> None:
         self._total += len(data)
-        room = max(self._limit_bytes - self._storage.size, 0)
-        self._storage.append(data[:room])
-        rest = data[room:]
-        if not rest:
+        room = self._limit_bytes - self._storage.size
+        if len(data) <= room:
+            self._storage.append(data)
             return
+        view, room = memoryview(data), max(room, 0)
+        self._storage.append(view[:room])
+        rest = view[room:]
         if self._keep:
             self._dropped += len(rest)
         if self._cut is None and not self._reader_closed and (self._paced or not self._keep):

@@ -68,13 +68,15 @@ class Storage:
         """Whether so many bytes can be added without going to the file."""
         return len(self._head) + count <= self._memory_bytes
 
-    def append(self, data: memoryview) -> None:
+    def append(self, data: bytes | bytearray | memoryview) -> None:
         """Add bytes; never blocks."""
-        room = max(self._memory_bytes - len(self._head), 0)
-        if room:
-            self._head += data[:room]
-        if len(data) > room:
-            self._tail += data[room:]
+        room = self._memory_bytes - len(self._head)
+        if len(data) <= room:
+            self._head += data
+            return
+        view = memoryview(data)
+        self._head += view[:room]
+        self._tail += view[room:]
 
     def write_tail(self) -> None:
         """Write the tail to the file, where it also stays readable from memory until `drop_tail`. Blocks.

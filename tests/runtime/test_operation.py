@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import concurrent.futures
+import contextlib
 import contextvars
+import gc
 import threading
 import traceback
+import weakref
 from typing import Any
 
 import anyio
@@ -471,3 +474,34 @@ def test_a_waiting_loop_may_vanish():
     anyio.run(leave_without_waiting)
     portal_scope().loop.run_soon(blocked.event.set)
     assert ref.result(5) == "released"
+
+
+@pytest.mark.parametrize("native", [True, False], ids=["own loop", "portal"])
+@pytest.mark.parametrize("outcome", ["value", "error", "cancelled"])
+async def test_handles_are_freed_without_the_garbage_collector(native, outcome):
+    alive: weakref.WeakSet[OperationRef[Any]] = weakref.WeakSet()
+
+    async def one(owner: Scope) -> None:
+        box = [owner.start({"value": echo, "error": raise_anew, "cancelled": anyio.sleep}[outcome], 10)]
+        alive.add(box[0])
+        if outcome == "cancelled":
+            box[0]._cancel()
+        with contextlib.suppress(Failure, concurrent.futures.CancelledError):
+            await box[0]
+        box.clear()  # The error's traceback holds this frame.
+
+    gc.disable()
+    try:
+        async with Scope("test") as scope:
+            owner = scope if native else portal_scope()
+            for _ in range(20):
+                await one(owner)
+            await owner.start(echo, 1)
+            assert len(alive) <= 1
+    finally:
+        gc.enable()
+
+
+async def raise_anew(code: int) -> None:
+    await anyio.lowlevel.checkpoint()
+    raise Failure("new", code)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import concurrent.futures
 import contextlib
 import gc
@@ -14,6 +15,7 @@ import anyio
 import anyio.lowlevel
 import anyio.to_thread
 import pytest
+import trio
 
 from cwsandbox._runtime.operation import OperationRef
 from cwsandbox._runtime.portal import portal_scope
@@ -227,6 +229,45 @@ async def test_starting_from_threads_while_closing_loses_nothing():
         assert await scope.aclose() == []
         for future in futures:
             assert all(ref._finished for ref in await anyio.to_thread.run_sync(future.result))
+
+
+async def test_starting_in_a_bare_callback_of_the_loop():
+    async with Scope("test") as scope:
+        refs: list[OperationRef[int]] = []
+        called = anyio.Event()
+
+        def callback() -> None:
+            refs.append(scope.start(echo, 6))
+            called.set()
+
+        await anyio.to_thread.run_sync(scope.loop.run_soon, callback)
+        await called.wait()
+        assert await refs[0] == 6
+
+
+@pytest.mark.parametrize("backend", ["asyncio", "asyncio debug", "trio"])
+def test_loops_that_anyio_did_not_start(backend, caplog, recwarn):
+    async def main() -> list[int]:
+        async with Scope("test") as scope:
+            refs: list[OperationRef[int]] = []
+            called = anyio.Event()
+
+            def callback() -> None:
+                refs.append(scope.start(echo, 3))
+                called.set()
+
+            if backend == "trio":
+                trio.lowlevel.current_trio_token().run_sync_soon(callback)
+            else:
+                asyncio.get_running_loop().call_soon(callback)
+            await called.wait()
+            from_thread = await anyio.to_thread.run_sync(lambda: scope.start(echo, 4).result())
+            return [await scope.start(echo, 1), await portal_scope().start(echo, 2), await refs[0], from_thread]
+
+    got = trio.run(main) if backend == "trio" else asyncio.run(main(), debug=backend == "asyncio debug")
+    assert got == [1, 2, 3, 4]
+    assert not caplog.records
+    assert not recwarn.list
 
 
 async def test_an_operation_may_end_the_hard_way(monkeypatch):
@@ -594,13 +635,13 @@ def test_another_loop_that_waits_is_woken_when_the_loop_ends(backend):
 
 
 def test_a_loop_closed_without_a_farewell_leaves_a_closed_scope(caplog, recwarn):
-    import asyncio
-
     loop = asyncio.new_event_loop()
     scope = loop.run_until_complete(Scope("test").enter())
     loop.close()
+    ref = OperationRef[int]()
     with pytest.raises(ScopeClosedError):
-        scope.start(echo, 1)
+        scope.start(echo, 1, ref=ref)
+    assert not ref._finished
     assert scope.closed
 
     assert anyio.run(scope.aclose) == []
@@ -622,23 +663,22 @@ async def test_a_failure_of_the_scope_itself_is_stored_and_raised_by_the_next_ca
     assert isinstance(caught.value.__cause__, Failure)
 
 
-async def test_eager_tasks(anyio_backend_name):
-    import asyncio
-
-    if anyio_backend_name != "asyncio" or not hasattr(asyncio, "eager_task_factory"):
-        pytest.skip("eager tasks came with Python 3.12's asyncio")
-
+@pytest.mark.skipif(not hasattr(asyncio, "eager_task_factory"), reason="eager tasks came with Python 3.12")
+def test_eager_tasks():
     async def at_once() -> int:
         return 1
 
-    asyncio.get_running_loop().set_task_factory(asyncio.eager_task_factory)
-    log = Log()
-    async with Scope("eager") as scope:
-        assert await scope.start(at_once) == 1
-        assert await scope.start(echo, 2) == 2
-        assert await scope.start(scope.connection, "key", log.connection()) == "connection"
-        ref = scope.start(forever)
-        with anyio.move_on_after(0.01):
-            await ref
-        assert ref._finished
-    assert log == ["connection opened", "connection closed"]
+    async def main() -> None:
+        asyncio.get_running_loop().set_task_factory(asyncio.eager_task_factory)
+        log = Log()
+        async with Scope("eager") as scope:
+            assert await scope.start(at_once) == 1
+            assert await scope.start(echo, 2) == 2
+            assert await scope.start(scope.connection, "key", log.connection()) == "connection"
+            ref = scope.start(forever)
+            with anyio.move_on_after(0.01):
+                await ref
+            assert ref._finished
+        assert log == ["connection opened", "connection closed"]
+
+    anyio.run(main)

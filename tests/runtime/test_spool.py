@@ -136,6 +136,16 @@ def test_a_disk_that_fails_while_reading_raises_and_loses_nothing(monkeypatch):
     assert b"".join(reader) == b"x" * 2 * MEBIBYTE
 
 
+async def test_what_fits_into_memory_can_be_fed_without_waiting():
+    spool = Spool(memory_bytes=10)
+    assert spool.feed_nowait(b"12345\n")
+    assert not spool.feed_nowait(b"67890")
+    await spool.feed(b"67890")
+    spool.close()
+    assert spool.getvalue() == b"12345\n67890"
+    assert [line async for line in spool.lines()] == ["12345\n", "67890"]
+
+
 # Lines.
 
 
@@ -305,7 +315,8 @@ async def test_cancelling_a_waiting_reader_loses_nothing():
 
 
 async def test_blocking_iteration_on_the_feeding_loop_names_the_async_form():
-    spool = Spool(loop=LoopHandle.current())
+    spool = Spool()
+    spool.bind(LoopHandle.current())
     reader = spool.lines()
     with pytest.raises(RuntimeError, match="async for"):
         next(reader)
