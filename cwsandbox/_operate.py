@@ -32,9 +32,7 @@ def operate(
     try:
         return scope().start(operation, *args, ref=ref, name=name)
     except ScopeClosedError as closed:
-        error = SandboxNotRunningError(
-            f"{name}: the session or context it belongs to was left, or the program is ending"
-        )
+        error = SandboxNotRunningError(f"{name}: the context it belongs to was left, or its event loop has ended")
         error.__cause__ = closed
         ref._settle_error(error)
         return ref

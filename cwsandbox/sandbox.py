@@ -653,7 +653,9 @@ class Sandbox:
         await self._core.wait_complete(timeout, raise_on_termination=raise_on_termination)
         return self
 
-    async def _stop(self, *, snapshot: bool, grace_seconds: float, missing_ok: bool) -> None:
+    async def _stop(
+        self, *, snapshot: bool = False, grace_seconds: float = _GRACE_SECONDS, missing_ok: bool = False
+    ) -> None:
         try:
             await stop_sandbox(self._core, snapshot=snapshot, grace_seconds=grace_seconds, missing_ok=missing_ok)
         finally:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import builtins
 import logging
 import threading
 from functools import partial
@@ -9,9 +10,12 @@ from typing import TYPE_CHECKING, Any, Self
 
 import anyio
 
+from cwsandbox._core import SandboxCore
+from cwsandbox._listing import ListQuery
 from cwsandbox._operate import SharedOperation, await_shielded, operate
 from cwsandbox._runtime.portal import portal_scope
 from cwsandbox._runtime.scope import Scope
+from cwsandbox._validate import check_strings
 from cwsandbox.defaults import SandboxDefaults
 from cwsandbox.exceptions import SandboxError
 from cwsandbox.sandbox import Sandbox
@@ -21,7 +25,10 @@ if TYPE_CHECKING:
     from types import TracebackType
 
     from cwsandbox._runtime.operation import OperationRef
+    from cwsandbox._runtime.scope import Cleanup
     from cwsandbox.options import NetworkOptions, ResourceOptions, Secret
+    from cwsandbox.status import SandboxStatus
+    from cwsandbox.wire.resources import Sandbox as Record
 
 __all__ = ["Session"]
 
@@ -52,6 +59,7 @@ class Session:
         self._scope: Scope | None = None
         self._own_scope: Scope | None = None
         self._closing: SharedOperation | None = None
+        self._at_exit: Cleanup | None = None
 
     @property
     def sandbox_count(self) -> int:
@@ -104,13 +112,65 @@ class Session:
             annotations=annotations,
             secrets=secrets,
         )
-        with self._lock:
-            if self._closed:
-                raise SandboxError("the session is closed; make a new Session")
-            sandbox._session = self
-            sandbox._core.belong_to(self._operations_scope)
-            self._sandboxes[id(sandbox)] = sandbox
+        self._register(sandbox)
         return sandbox
+
+    def list(
+        self,
+        *,
+        tags: Sequence[str] | None = None,
+        status: SandboxStatus | str | None = None,
+        profile_ids: Sequence[str] | None = None,
+        runner_ids: Sequence[str] | None = None,
+        include_stopped: bool = False,
+        adopt: bool = False,
+    ) -> OperationRef[builtins.list[Sandbox]]:
+        """The sandboxes that have the session's default tags and match all that is given, whoever started them.
+
+        Args:
+            tags: These tags too.
+            status: This status only; a terminal one includes stopped sandboxes.
+            profile_ids: Any of these profiles; default are the session's.
+            runner_ids: Any of these runners; default are the session's.
+            include_stopped: Also those that ended, as long as the gateway remembers them.
+            adopt: Stop what was found when the session is left.
+
+        Raises:
+            SandboxError: From the ref: `adopt`, and the session is closed.
+            ValueError: From the ref: `status` is not a `SandboxStatus` value.
+        """
+        query = ListQuery(
+            [*self._defaults.tags, *(check_strings(tags, "tags") or ())],
+            status,
+            self._defaults.profile_ids if profile_ids is None else profile_ids,
+            self._defaults.runner_ids if runner_ids is None else runner_ids,
+            include_stopped,
+        )
+        return self._finder().operate(self._list, query, adopt, name="list sandboxes")
+
+    def from_id(self, sandbox_id: str, *, adopt: bool = True) -> OperationRef[Sandbox]:
+        """Attach to a sandbox that exists.
+
+        Args:
+            sandbox_id: Its id.
+            adopt: Stop it when the session is left.
+
+        Raises:
+            SandboxNotFoundError: From the ref: no such sandbox.
+            SandboxError: From the ref: `adopt`, and the session is closed.
+        """
+        return self._finder().operate(self._find, sandbox_id, adopt, name="find sandbox")
+
+    def adopt(self, sandbox: Sandbox) -> None:
+        """Stop this sandbox, too, when the session is left.
+
+        Raises:
+            SandboxError: The session is closed.
+            ValueError: The sandbox was not started, so there is nothing to stop.
+        """
+        if sandbox.sandbox_id is None:
+            raise ValueError("the sandbox has no id: only sandboxes that were started can be adopted")
+        self._register(sandbox)
 
     def close(self) -> OperationRef[None]:
         """Stop all sandboxes of the session, at once; returns immediately.
@@ -126,10 +186,14 @@ class Session:
         with self._lock:
             self._closed = True
             if self._closing is None:
-                sandboxes, self._sandboxes = list(self._sandboxes.values()), {}
+                sandboxes, self._sandboxes = builtins.list(self._sandboxes.values()), {}
                 self._closing = SharedOperation(self._operations_scope, partial(_stop_all, sandboxes), "close session")
             closing = self._closing
-        return operate(self._operations_scope, closing.join, name="close session")
+        ref = operate(self._operations_scope, closing.join, name="close session")
+        if self._at_exit is not None:
+            cleanup = self._at_exit
+            ref.add_done_callback(lambda _: cleanup.remove())
+        return ref
 
     def __enter__(self) -> Self:
         self._refuse_if_closed()
@@ -170,7 +234,43 @@ class Session:
         """The scope of this session: the one it was entered with, or the portal's from its first use on."""
         if self._scope is None:
             self._scope = portal_scope()
+            # The portal's scope is left when the program ends: what the session still holds then goes with it.
+            self._at_exit = self._scope.add_cleanup(self._close_at_exit)
         return self._scope
+
+    async def _close_at_exit(self) -> None:
+        with self._lock:
+            self._closed = True
+            sandboxes, self._sandboxes = builtins.list(self._sandboxes.values()), {}
+        await _stop_all(sandboxes)
+
+    def _register(self, sandbox: Sandbox) -> None:
+        with self._lock:
+            self._refuse_if_closed()
+            sandbox._session = self
+            sandbox._core.belong_to(self._operations_scope)
+            self._sandboxes[id(sandbox)] = sandbox
+
+    def _finder(self) -> SandboxCore:
+        """What looks for sandboxes in the session's scope, so that what it finds can be used there."""
+        finder = SandboxCore(None, self._defaults, None, None)
+        finder.belong_to(self._operations_scope)
+        return finder
+
+    async def _list(self, query: ListQuery, adopt: bool) -> builtins.list[Sandbox]:
+        finder = self._finder()
+        return [self._attach(record, finder, adopt) for record in await query.run(finder)]
+
+    async def _find(self, sandbox_id: str, adopt: bool) -> Sandbox:
+        finder = self._finder()
+        return self._attach(await finder.get(sandbox_id), finder, adopt)
+
+    def _attach(self, record: Record, finder: SandboxCore, adopt: bool) -> Sandbox:
+        sandbox = Sandbox._from_record(record, finder)
+        sandbox._core.belong_to(self._operations_scope)
+        if adopt:
+            self._register(sandbox)
+        return sandbox
 
     def _forget(self, sandbox: Sandbox) -> None:
         """The sandbox is not usable any more."""
@@ -182,12 +282,12 @@ class Session:
             raise SandboxError("the session is closed; make a new Session")
 
 
-async def _stop_all(sandboxes: list[Sandbox]) -> None:
+async def _stop_all(sandboxes: builtins.list[Sandbox]) -> None:
     errors: list[Exception] = []
 
     async def stop(sandbox: Sandbox) -> None:
         try:
-            await sandbox.stop()
+            await sandbox._stop()  # not as an operation of its own: at exit the scope takes no more of them
         except Exception as error:
             errors.append(error)
 
