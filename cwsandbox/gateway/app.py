@@ -16,7 +16,7 @@ from attrs import field, frozen
 from starlette.applications import Starlette
 from starlette.requests import ClientDisconnect, Request
 from starlette.responses import Response
-from starlette.routing import Route, WebSocketRoute
+from starlette.routing import Route
 
 from cwsandbox._version import __version__
 from cwsandbox.gateway import records
@@ -79,9 +79,8 @@ class Gateway:
 def make_app(gateway: Gateway) -> ASGIApp:
     """Return the ASGI application. It has no lifespan: the service is open already."""
     route = functools.partial(_route, gateway)
-    return Starlette(
+    resources = Starlette(
         routes=[
-            WebSocketRoute("/v1/channel", _ChannelEndpoint(gateway)),
             route("POST", "/v1/sandboxes", _create),
             route("GET", "/v1/sandboxes", _list),
             route("POST", "/v1/sandboxes/{sandbox_id}:stop", _stop),
@@ -93,6 +92,15 @@ def make_app(gateway: Gateway) -> ASGIApp:
         ],
         exception_handlers={404: _no_such_route, 405: _no_such_route},
     )
+
+    async def app(scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] == "websocket":
+            # Past the framework: every message of every command goes this way.
+            await _serve_channel(gateway, scope, receive, send)
+        else:
+            await resources(scope, receive, send)
+
+    return app
 
 
 def _route(gateway: Gateway, method: str, path: str, handler: Handler) -> Route:
@@ -259,25 +267,23 @@ class _WebSocketTransport:
         await self._send({"type": "websocket.send", "bytes": message})
 
 
-class _ChannelEndpoint:
+async def _serve_channel(gateway: Gateway, scope: Scope, receive: Receive, send: Send) -> None:
     """`/v1/channel`: the exec channel."""
-
-    def __init__(self, gateway: Gateway) -> None:
-        self._gateway = gateway
-
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        await receive()  # websocket.connect
-        try:
-            principal = self._gateway.principal(scope)
-        except StatusError as refusal:
-            await _deny(scope, send, refusal.status)
-            return
-        await send({"type": "websocket.accept"})
-        peer = _peer(scope)
-        process = PeerProcess(peer.pid if peer is not None else 0)
-        await Connection(self._gateway.service, principal, _WebSocketTransport(receive, send), process).run()
-        with contextlib.suppress(OSError, RuntimeError):  # The client may have been first.
-            await send({"type": "websocket.close", "code": 1000})
+    await receive()  # websocket.connect
+    if scope["path"] != "/v1/channel":
+        await _deny(scope, send, Status.make(Code.UNIMPLEMENTED, f"there is no {scope['path']} here"))
+        return
+    try:
+        principal = gateway.principal(scope)
+    except StatusError as refusal:
+        await _deny(scope, send, refusal.status)
+        return
+    await send({"type": "websocket.accept"})
+    peer = _peer(scope)
+    process = PeerProcess(peer.pid if peer is not None else 0)
+    await Connection(gateway.service, principal, _WebSocketTransport(receive, send), process).run()
+    with contextlib.suppress(OSError, RuntimeError):  # The client may have been first.
+        await send({"type": "websocket.close", "code": 1000})
 
 
 async def _deny(scope: Scope, send: Send, status: Status) -> None:

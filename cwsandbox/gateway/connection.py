@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import logging
 import math
+from time import monotonic
 from typing import TYPE_CHECKING, Protocol
 
 import anyio
@@ -104,7 +105,8 @@ class Connection:
             task.disconnect()
         if self._final:
             for task in tasks:
-                task.abort()
+                if not task.ended:
+                    task.abort()
                 self._service.streams.settle(task)
         if tasks and not self._final and not self._service.closing:
             grace = self._service.limits.grace_seconds
@@ -117,7 +119,7 @@ class Connection:
     async def _read(self) -> None:
         try:
             while (message := await self._transport.receive()) is not None:
-                for event in self._channel.receive(message, anyio.current_time()):
+                for event in self._channel.receive(message, monotonic()):
                     self._dispatch(event)
                 if self._channel.has_output:
                     self.wake()
@@ -141,10 +143,10 @@ class Connection:
     async def _watch_silence(self) -> None:
         try:
             while True:
-                self._channel.check(anyio.current_time())
+                self._channel.check(monotonic())
                 deadline = self._channel.deadline()
-                await anyio.sleep_until(math.inf if deadline is None else deadline)
-                self._channel.check(anyio.current_time())
+                await anyio.sleep(math.inf if deadline is None else deadline - monotonic())
+                self._channel.check(monotonic())
                 if self._channel.has_output:
                     self.wake()
         except PeerSilentError as problem:
@@ -160,7 +162,7 @@ class Connection:
             with anyio.move_on_after(_FAREWELL_SECONDS):
                 for task in tasks:
                     if not task.runs_on:
-                        await task.done.wait()
+                        await task.wait_ended()
 
     # ------------------------------------------------------------------------------------------ events
 
@@ -190,7 +192,8 @@ class Connection:
             case events.WindowChanged(columns=columns, rows=rows):
                 task.on_window_change(columns, rows)
             case events.Closed():
-                task.abort()
+                if not task.ended:
+                    task.abort()
                 self._service.streams.settle(task)
 
     def _open(self, event: events.Opened) -> None:

@@ -12,15 +12,17 @@ How a command's stream ends:
 from __future__ import annotations
 
 import contextlib
+import functools
 import logging
 import math
 import signal
-from collections import deque
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Any, Final
 
 import anyio
 
 from cwsandbox.gateway.errors import StatusError, error, not_running
+from cwsandbox.gateway.pulse import Pulse
+from cwsandbox.gateway.stdin import StdinFeeder
 from cwsandbox.gateway.streamtask import StreamTask
 from cwsandbox.runners.base import (
     BoxGoneError,
@@ -33,11 +35,11 @@ from cwsandbox.wire.errors import Code, Reason
 from cwsandbox.wire.signals import signal_name, signal_number
 
 if TYPE_CHECKING:
-    from anyio.abc import TaskGroup
+    from collections.abc import Callable, Coroutine
 
     from cwsandbox.gateway.sandbox import LiveSandbox
     from cwsandbox.gateway.service import Service
-    from cwsandbox.runners.base import ByteSink, ByteSource, Command, ExitStatus
+    from cwsandbox.runners.base import ByteSource, Command
     from cwsandbox.wire.channel import Stream
     from cwsandbox.wire.streams import ExecOpen
 
@@ -60,30 +62,33 @@ class Execution(StreamTask):
         super().__init__(service, principal, stream)
         self._request = request
         self._command: Command | None = None
-        self._tasks: TaskGroup | None = None
-        self._stdin: deque[bytes] = deque()
-        self._stdin_eof = False
-        self._stdin_broken = False
-        self._feeding = False
+        self._exited = False
+        self._limit = math.inf
+        self._stdin = StdinFeeder(self._start_soon, self._acknowledge) if request.stdin else None
         # Signals and sizes that came before the command had started.
         self._early: list[int | TerminalSize] = []
         # By substream: everything was passed on.
-        self._ended = (anyio.Event(), anyio.Event())
+        self._ended = [False, False]
+        self._stderr_ended = Pulse()
+
+    @property
+    def runs_on(self) -> bool:
+        """Detached and started."""
+        return self._request.detach and self._command is not None
 
     # -- called by the connection
 
     def on_data(self, data: bytes) -> None:
-        """Queue data for stdin; the stream's window bounds the queue."""
-        if not self._request.stdin:
+        """Pass data on to stdin."""
+        if self._stdin is None:
             super().on_data(data)
-            return
-        self._stdin.append(data)
-        self._feed_stdin()
+        else:
+            self._stdin.feed(data)
 
     def on_eof(self) -> None:
-        """Close stdin behind what is queued."""
-        self._stdin_eof = True
-        self._feed_stdin()
+        """Close stdin behind what was passed on."""
+        if self._stdin is not None:
+            self._stdin.end()
 
     def on_signal(self, name: str) -> None:
         """Send the signal, at once or when the command has started; names unknown to this system are ignored."""
@@ -95,20 +100,14 @@ class Execution(StreamTask):
         if self._request.terminal is not None:
             self._control(TerminalSize(columns, rows))
 
-    @property
-    def runs_on(self) -> bool:
-        """Detached and started."""
-        return self._request.detach and self._command is not None
-
     def abort(self) -> None:
         """Kill the command and all it started, unless it is detached: then it runs on and its output is dropped."""
         if self.runs_on:
-            self._unwatched = True
-            self._credit.notify()
+            self._unwatch()
         else:
             super().abort()
 
-    # ------------------------------------------------------------------------------------------ the task
+    # -- the task
 
     async def _serve(self) -> None:
         request = self._request
@@ -116,95 +115,99 @@ class Execution(StreamTask):
         with sandbox.in_use():
             box = await self.service.box(sandbox, request.wait_seconds)
             try:
-                command = await box.exec(_spec(self.stream.exec_id, request))
+                self._command = await box.exec(_spec(self.stream.exec_id, request))
+                self._begin(sandbox, self._command)
+                await self._finish(sandbox, self._command)
             except CommandNotStartedError as problem:
-                self._not_started(problem)
-                return
+                self.stream.confirm({})
+                self._send(f"{problem}\n".encode(errors="replace"), 1)
+                self.stream.exit_status(problem.status)
             except BoxGoneError:
                 raise not_running(sandbox.record) from None
             except RunnerError as problem:
                 raise error(Code.RESOURCE_EXHAUSTED, str(problem)) from problem
-            self._command = command
-            try:
-                await self._live(sandbox, command)
-            finally:
-                with anyio.move_on_after(_KILL_SECONDS, shield=True):
-                    await command.aclose()
 
-    async def _live(self, sandbox: LiveSandbox, command: Command) -> None:
-        """Serve a command that was started, to its end."""
+    def _begin(self, sandbox: LiveSandbox, command: Command) -> None:
+        """The command was started: tell the client, pass on what came early, begin to carry its diagnostics."""
         request = self._request
-        limit = _limit(request, sandbox)
-        deadline = anyio.current_time() + limit
+        self._limit = _limit(request, sandbox)
+        self._scope.deadline = anyio.current_time() + self._limit
         self.stream.confirm({"pid": command.pid})
         if request.detach:
             self.service.remember_detached(request.sandbox_id, self.stream.exec_id)
         if request.stdin or request.detach or request.terminal is not None:
             self.wake()  # Somebody waits for the start; otherwise the confirmation goes with the first output.
-        status: ExitStatus | None = None
+        if command.stderr is not None:
+            self._start_soon(functools.partial(self._pump_stderr, command.stderr))
+        else:
+            self._ended[1] = True
+        early, self._early = self._early, []
+        for item in early:
+            self._control(item)
+        if self._stdin is not None and command.stdin is not None:
+            self._stdin.begin(command.stdin)
+
+    async def _finish(self, sandbox: LiveSandbox, command: Command) -> None:
+        """Carry the output to its end, then report how the command ended."""
+        await self._carry(command)
         try:
-            timed_out = await self._serve_until(command, deadline)
-            if timed_out and not await self._exited(command):
-                await self._kill(command)
-                await self._serve_until(command, anyio.current_time() + _LAST_OUTPUT_SECONDS)
-                raise _timed_out(limit)
-            if timed_out:
-                # It ended in time: only its reader is slow.
-                await self._serve_until(command, math.inf)
-            status = await command.wait()
+            with anyio.move_on_after(_TOGETHER_SECONDS) as limit:
+                status = await command.wait()
+            if limit.cancelled_caught:
+                self.wake()  # The output ended long before the command does.
+                status = await command.wait()
         except BoxGoneError:
             raise not_running(sandbox.record) from None
-        finally:
-            if status is None:
-                await self._kill(command)
         if status.signal == signal.SIGKILL and sandbox.ending:
             raise not_running(sandbox.record)
-        self._report(status)
-
-    def _report(self, status: ExitStatus) -> None:
+        self._exited = True
         if status.signal is not None:
             self.stream.exit_signal(signal_name(status.signal))
         else:
             self.stream.exit_status(status.returncode)
 
-    def _not_started(self, problem: CommandNotStartedError) -> None:
-        self.stream.confirm({})
-        self._send(f"{problem}\n".encode(errors="replace"), 1)
-        self.stream.exit_status(problem.status)
-
-    async def _serve_until(self, command: Command, deadline: float) -> bool:
-        """Carry all streams until both outputs have ended; True if `deadline` came first."""
-        async with anyio.create_task_group() as tasks:
-            tasks.cancel_scope.deadline = deadline
-            self._tasks = tasks
-            try:
-                self._begin_input()
-                if command.stderr is not None:
-                    tasks.start_soon(self._pump, command.stderr, 1)
-                await self._pump(command.stdout, 0)
-                if command.stderr is not None:
-                    await self._ended[1].wait()
-                await self._wait_or_wake(command)
-            finally:
-                self._tasks = None
-            tasks.cancel_scope.cancel()
-            return False
-        return True
-
-    async def _wait_or_wake(self, command: Command) -> None:
-        """Wait for the exit; if it does not follow the end of the output at once, the client learns that end first."""
-        with anyio.move_on_after(_TOGETHER_SECONDS), contextlib.suppress(BoxGoneError):
+    async def _expired(self) -> None:
+        """The time of the command is over."""
+        command = self._command
+        assert command is not None
+        with anyio.move_on_after(_TOGETHER_SECONDS) as limit, contextlib.suppress(BoxGoneError):
             await command.wait()
+        if not limit.cancelled_caught:
+            # It ended in time: only its reader is slow.
+            self._scope = anyio.CancelScope()
+            with self._scope:
+                await self._finish(self.service.get(self.principal, self._request.sandbox_id), command)
             return
-        self.wake()
-        with contextlib.suppress(BoxGoneError):
-            await command.wait()
+        await _kill(command)
+        with anyio.move_on_after(_LAST_OUTPUT_SECONDS):
+            await self._carry(command)
+        raise _timed_out(self._limit)
+
+    async def _clean_up(self) -> None:
+        command = self._command
+        if command is None:
+            return
+        if self._stdin is not None:
+            self._stdin.stop()
+        if self._exited:
+            await command.aclose()
+            return
+        self._unwatch()
+        with anyio.move_on_after(_KILL_SECONDS, shield=True):
+            await _kill(command)
+            await command.aclose()
+
+    # -- carrying bytes
+
+    async def _carry(self, command: Command) -> None:
+        """Pass on the output until all of it has ended."""
+        if not self._ended[0]:
+            await self._pump(command.stdout, 0)
+        while not self._ended[1]:
+            await self._stderr_ended.wait()
 
     async def _pump(self, source: ByteSource, code: int) -> None:
         """Send what comes out, as fast as the client takes it."""
-        ended = self._ended[code]
-        if ended.is_set():
-            return
         try:
             while True:
                 self._send(await source.receive(await self._room(code)), code)
@@ -213,80 +216,49 @@ class Execution(StreamTask):
         except (BoxGoneError, anyio.ClosedResourceError, anyio.BrokenResourceError):
             pass  # `wait` tells the same, with the right words.
         self.stream.send_eof(code)
-        ended.set()
+        self._ended[code] = True
 
-    async def _exited(self, command: Command) -> bool:
-        with anyio.move_on_after(_TOGETHER_SECONDS):
-            await command.wait()
-            return True
-        return False
-
-    async def _kill(self, command: Command) -> None:
-        """Kill the tree, bounded; a detached command only at its time-out or with its sandbox."""
-        with anyio.move_on_after(_KILL_SECONDS, shield=True):
-            try:
-                await command.kill()
-            except BoxGoneError:
-                pass
-            except (RunnerError, OSError):
-                _log.exception("command %s could not be killed", command.exec_id)
-
-    # ------------------------------------------------------------------------------------------ input
-
-    def _begin_input(self) -> None:
-        """The command runs: pass on what came before that."""
-        early, self._early = self._early, []
-        for item in early:
-            self._control(item)
-        self._feed_stdin()
-
-    def _feed_stdin(self) -> None:
-        """Start the stdin task if there is something to do and none runs."""
-        if self._tasks is not None and not self._feeding and (self._stdin or self._stdin_eof):
-            self._feeding = True
-            self._tasks.start_soon(self._pump_stdin)
-
-    async def _pump_stdin(self) -> None:
-        assert self._command is not None
-        sink = self._command.stdin
+    async def _pump_stderr(self, source: ByteSource) -> None:
         try:
-            while self._stdin:
-                # Counted by what the sink took, so that a write cut short by a deadline is not repeated.
-                await self._write_stdin(sink, self._stdin[0])
-                self._acknowledge(len(self._stdin.popleft()))
-            if self._stdin_eof and sink is not None:
-                with contextlib.suppress(anyio.BrokenResourceError, BoxGoneError):
-                    await sink.aclose()
-        finally:
-            self._feeding = False
-
-    async def _write_stdin(self, sink: ByteSink | None, data: bytes) -> None:
-        if sink is None or self._stdin_broken:
-            return
-        try:
-            await sink.send(data)
-        except (anyio.BrokenResourceError, anyio.ClosedResourceError, BoxGoneError):
-            self._stdin_broken = True  # Nobody reads any more; the rest is taken and dropped, as a shell's pipe would.
+            await self._pump(source, 1)
+        except Exception:
+            _log.exception("stderr of command %s cannot be read", self.stream.exec_id)
+            self._ended[1] = True
+        self._stderr_ended.notify()
 
     def _acknowledge(self, taken: int) -> None:
         self.stream.consumed(taken)
         self.wake()
 
     def _control(self, item: int | TerminalSize) -> None:
-        if self._tasks is not None:
-            self._tasks.start_soon(self._apply, item)
+        if self._command is not None:
+            self._start_soon(functools.partial(_apply, self._command, item))
         elif len(self._early) < _EARLY_LIMIT:
             self._early.append(item)
 
-    async def _apply(self, item: int | TerminalSize) -> None:
-        assert self._command is not None
-        try:
-            if isinstance(item, TerminalSize):
-                await self._command.resize(item)
-            else:
-                await self._command.signal(item)
-        except (RunnerError, OSError) as problem:
-            _log.info("command %s: %s", self._command.exec_id, problem)
+    def _start_soon(self, function: Callable[[], Coroutine[Any, Any, None]]) -> None:
+        self.service.start_soon(function, name=self.stream.exec_id)
+
+
+async def _kill(command: Command) -> None:
+    """Kill the tree."""
+    try:
+        await command.kill()
+    except BoxGoneError:
+        pass  # And the command with it.
+    except (RunnerError, OSError):
+        _log.exception("command %s could not be killed", command.exec_id)
+
+
+async def _apply(command: Command, item: int | TerminalSize) -> None:
+    """Send a signal, or set a size."""
+    try:
+        if isinstance(item, TerminalSize):
+            await command.resize(item)
+        else:
+            await command.signal(item)
+    except (RunnerError, OSError) as problem:
+        _log.info("command %s: %s", command.exec_id, problem)
 
 
 def _spec(exec_id: str, request: ExecOpen) -> ExecSpec:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 from datetime import UTC, datetime
+from time import monotonic
 from typing import TYPE_CHECKING
 
 import anyio
@@ -61,7 +62,7 @@ def _sweep_live(service: Service, sandbox: LiveSandbox) -> float:
     idle_limit, idle_since = service.limits.idle_seconds, sandbox.idle_since
     if idle_limit is not None:
         # One that is in use now cannot be due before a whole limit has passed.
-        idle = 0.0 if idle_since is None else anyio.current_time() - idle_since
+        idle = 0.0 if idle_since is None else monotonic() - idle_since
         if idle >= idle_limit:
             sandbox.stop(f"it was not used for {idle_limit:g} s", 0)
             return math.inf

@@ -56,7 +56,7 @@ class StreamRegistry:
 
     def settle(self, task: StreamTask) -> None:
         """Forget the task if it ended and nobody will ask for it."""
-        if not (task.done.is_set() and task.abandoned):
+        if not (task.ended and task.abandoned):
             return
         if task.owner is not None:
             task.owner.release(task)

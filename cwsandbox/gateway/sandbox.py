@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import contextlib
 import logging
 from datetime import UTC, datetime
+from time import monotonic
 from typing import TYPE_CHECKING
 
 import anyio
@@ -16,7 +16,8 @@ from cwsandbox.runners.base import BoxGoneError, RunnerError
 from cwsandbox.wire.resources import State
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Callable
+    from types import TracebackType
 
     from cwsandbox.gateway.mainlog import MainLog
     from cwsandbox.runners.base import Box, BoxSpec, ExitStatus, Runner
@@ -65,6 +66,24 @@ class Stop:
     grace_seconds: float
 
 
+class Use:
+    """An operation in a sandbox, as a context manager."""
+
+    __slots__ = ("_sandbox",)
+
+    def __init__(self, sandbox: LiveSandbox) -> None:
+        self._sandbox = sandbox
+
+    def __enter__(self) -> None:
+        self._sandbox._operations += 1
+
+    def __exit__(
+        self, exc_type: type[BaseException] | None, exc: BaseException | None, tb: TracebackType | None
+    ) -> None:
+        self._sandbox._operations -= 1
+        self._sandbox.touch()
+
+
 class LiveSandbox:
     """A sandbox in this gateway's memory, ended ones included.
 
@@ -85,7 +104,7 @@ class LiveSandbox:
         self._stop_scope = anyio.CancelScope()
         self._main_exit: ExitStatus | None = None
         self._operations = 0
-        self._last_used = anyio.current_time()
+        self._last_used = monotonic()
 
     @property
     def terminal(self) -> bool:
@@ -94,7 +113,7 @@ class LiveSandbox:
 
     @property
     def idle_since(self) -> float | None:
-        """When the last operation ended, on anyio's clock; None while one runs."""
+        """When the last operation ended, on the monotonic clock; None while one runs."""
         return None if self._operations else self._last_used
 
     @property
@@ -102,19 +121,13 @@ class LiveSandbox:
         """The main command ended or a stop was asked for: what runs in the box is killed or will be."""
         return self._attention.is_set()
 
-    @contextlib.contextmanager
-    def in_use(self) -> Iterator[None]:
+    def in_use(self) -> Use:
         """Count an operation, for the reaper of idle sandboxes."""
-        self._operations += 1
-        try:
-            yield
-        finally:
-            self._operations -= 1
-            self.touch()
+        return Use(self)
 
     def touch(self) -> None:
         """Count an operation that is over already."""
-        self._last_used = anyio.current_time()
+        self._last_used = monotonic()
 
     def advance(self, trigger: Trigger, reason: str = "") -> None:
         """Move to the state that follows `trigger`; the first reason that is given stays."""

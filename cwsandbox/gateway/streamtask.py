@@ -46,7 +46,7 @@ class StreamTask(abc.ABC):
         stream: The server's side of the stream; stays the same object across reconnects.
         owner: The connection it is on; None while the client is away.
         absences: How often the client went away.
-        done: The task ended; what is left is for the client to take.
+        ended: The task ended; what is left is for the client to take.
     """
 
     def __init__(self, service: Service, principal: str, stream: Stream) -> None:
@@ -55,7 +55,8 @@ class StreamTask(abc.ABC):
         self.stream = stream
         self.owner: Owner | None = None
         self.absences = 0
-        self.done = anyio.Event()
+        self.ended = False
+        self._end = Pulse()
         self._scope = anyio.CancelScope()
         self._credit = Pulse()
         # The client is gone or wants no more: nothing is sent any longer.
@@ -97,18 +98,26 @@ class StreamTask(abc.ABC):
 
     def abort(self) -> None:
         """The client closed the stream, said goodbye, or is gone for good: end it, and kill what it runs."""
-        self._unwatched = True
+        self._unwatch()
         self._scope.cancel()
+
+    def _unwatch(self) -> None:
+        self._unwatched = True
         self._credit.notify()
 
-    # ------------------------------------------------------------------------------------------ the task
+    # -- the task
 
     async def run(self) -> None:
         """Serve the stream to its end. Never raises but for cancellation from outside."""
         stream = self.stream
         try:
-            with self._scope:
-                await self._serve()
+            try:
+                with self._scope:
+                    await self._serve()
+                if self._scope.cancelled_caught and not self._unwatched:
+                    await self._expired()
+            finally:
+                await self._clean_up()
         except StatusError as error:
             stream.fail(error.status)
         except Exception:
@@ -116,13 +125,25 @@ class StreamTask(abc.ABC):
             stream.fail(Status.make(Code.INTERNAL, "the gateway failed; its log says more"))
         finally:
             stream.close()
-            self.done.set()
+            self.ended = True
+            self._end.notify()
             self.wake()
             self.service.streams.settle(self)
 
+    async def wait_ended(self) -> None:
+        """Wait until the task ended. Cancelling stops waiting only."""
+        while not self.ended:
+            await self._end.wait()
+
     @abc.abstractmethod
     async def _serve(self) -> None:
-        """Do the work. StatusError fails the stream with its status; anything else is a defect."""
+        """Do the work, in `_scope`. StatusError fails the stream with its status; anything else is a defect."""
+
+    async def _expired(self) -> None:  # noqa: B027 - as above.
+        """The deadline of `_scope` passed; only called where a kind of stream sets one."""
+
+    async def _clean_up(self) -> None:  # noqa: B027 - as above.
+        """Let go of what the work used, however it ended; may run while the task is being cancelled."""
 
     def wake(self) -> None:
         """Tell the connection, if there is one, that the stream has something to send."""

@@ -350,7 +350,7 @@ class TestLostConnections:
         client.socket.drop()
         await client.socket.ended.wait()
         task.abort()
-        await task.done.wait()
+        await task.wait_ended()
         await client.reconnect()
         await result.wait()
         assert result.failure is not None
