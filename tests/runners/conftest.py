@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import shutil
 import tempfile
 from pathlib import Path
@@ -36,7 +35,6 @@ def make_runner(state_dir, runtime_dir):
 
     def make(**options) -> LocalRunner:
         options.setdefault("orphan_grace_seconds", 10)
-        options.setdefault("isolation", os.environ.get("CWSANDBOX_TEST_ISOLATION", "auto"))
         return LocalRunner(state_dir, runtime_dir, **options)
 
     return make

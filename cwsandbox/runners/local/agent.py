@@ -27,13 +27,6 @@ _READ, _WRITE = selectors.EVENT_READ, selectors.EVENT_WRITE
 _LIMIT_OF_PENDING_FILES = 64
 
 
-def place_file(target: str, source: str) -> None:
-    """Level `process`: a file mount is a read-only copy."""
-    with open(source, "rb") as file:
-        files.write_whole(target, file.read())
-    os.chmod(target, 0o444)
-
-
 def serve(plan: dict[str, Any], listener: socket.socket) -> NoReturn:
     """Be the agent until the box ends."""
     _keep_only(listener.fileno())
@@ -419,5 +412,6 @@ def _surroundings(plan: dict[str, Any]) -> tuple[str, dict[str, str]]:
         env |= {"HOME": "/root", "PATH": DEFAULT_PATH}
     else:
         folder = plan["folder"]
-        env |= {"HOME": f"{folder}/home", "TMPDIR": f"{folder}/tmp", "PATH": f"{folder}/bin:{DEFAULT_PATH}"}
+        env |= {"HOME": f"{folder}/home", "PATH": f"{folder}/bin:{DEFAULT_PATH}"}
+        env["TMPDIR"] = os.path.join(folder, "tmp")
     return env["HOME"], env | plan["env"]

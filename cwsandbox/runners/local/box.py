@@ -76,8 +76,8 @@ class LocalBox:
         self.swept = anyio.Event()
         """Set by the runner when the zygote has reaped the box; boxes of an earlier zygote have it set from the
         start."""
-        pid = _peer(connection)
-        self._pidfd = os.pidfd_open(pid)
+        self._agent_pid = _peer(connection)
+        self._pidfd = os.pidfd_open(self._agent_pid)
         self._link = Link(connection, tasks, self._event)
         self._tasks = tasks
         tasks.start_soon(self._live)

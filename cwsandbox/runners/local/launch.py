@@ -16,7 +16,7 @@ import socket
 import struct
 from typing import TYPE_CHECKING, Any, NoReturn
 
-from cwsandbox.runners.local import agent, protocol, root, seccomp
+from cwsandbox.runners.local import agent, files, protocol, root, seccomp
 from cwsandbox.runners.local import syscalls as linux
 
 if TYPE_CHECKING:
@@ -120,8 +120,12 @@ def _enter_folder(plan: dict[str, Any], zygote: socket.socket) -> None:
             os.makedirs(f"{folder}/{name}", 0o700, exist_ok=True)
         for name in ("python", "python3"):
             os.symlink(plan["image"]["executable"], f"{folder}/bin/{name}")
+    with _step("placing files"):
         for target, source in plan["files"]:
-            agent.place_file(target, source)
+            with open(source, "rb") as file:
+                content = file.read()
+            if files.place(target, content):
+                protocol.send(zygote, protocol.encode({"event": "placed", "path": target}))
     linux.prctl(linux.PR_SET_CHILD_SUBREAPER, 1)
 
 

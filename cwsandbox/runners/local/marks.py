@@ -120,11 +120,13 @@ def descendants(ancestor: int) -> list[int]:
             continue
         try:
             with open(f"/proc/{name}/stat", "rb") as file:
-                state, parent = file.read().rpartition(b")")[2].split()[:2]
-        except (OSError, ValueError):
+                fields = file.read().rpartition(b")")[2].split()
+        except OSError:
             continue
-        children.setdefault(int(parent), []).append(int(name))
-        if state not in {b"Z", b"X"}:
+        state, parent, threads = fields[0], int(fields[1]), int(fields[17])
+        children.setdefault(parent, []).append(int(name))
+        # The first thread of a process may have ended while others run on.
+        if state not in {b"Z", b"X"} or threads > 1:
             running.add(int(name))
     found: list[int] = []
     pending = [ancestor]

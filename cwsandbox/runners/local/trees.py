@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import os
-import stat
 
 _DEEPEST = 64
 _DIRECTORY = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
@@ -13,7 +13,7 @@ _DIRECTORY = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
 def remove_tree(path: str) -> None:
     """Remove `path` and all below it; one that is gone already is fine.
 
-    Blocking. Another process may be doing the same.
+    Blocking. Others may be removing the same tree, but nobody may be adding to it.
 
     Raises:
         OSError: A name cannot be removed (a busy mount).
@@ -24,85 +24,89 @@ def remove_tree(path: str) -> None:
     except FileNotFoundError:
         return
     try:
-        _remove_entry(directory, name)
+        if not _unlink(directory, name):
+            _Removal(directory).remove(name)
     finally:
         os.close(directory)
 
 
-def _remove_entry(parent: int, name: str) -> None:
-    try:
-        os.unlink(name, dir_fd=parent)
-    except FileNotFoundError:
-        return
-    except (IsADirectoryError, PermissionError):
-        pass
-    else:
-        return
-    with contextlib.suppress(FileNotFoundError):
-        _remove_directory(parent, name)
+class _Removal:
+    """A walk that keeps a bounded number of descriptors open, however deep a sandbox made its tree."""
 
+    def __init__(self, parent: int) -> None:
+        self._parent = parent
+        self._open: list[int] = []
+        self._names: list[str] = []
+        self._pending: list[list[str]] = []
 
-def _remove_directory(parent: int, name: str) -> None:
-    # Depth is bounded by descriptors, not by Python's stack: a sandbox can make a very deep tree.
-    stack = [_open_directory(parent, name)]
-    names = [name]
-    pending = [os.listdir(stack[0])]
-    try:
-        while stack:
-            if pending[-1]:
-                child = pending[-1].pop()
-                if _unlink(stack[-1], child):
-                    continue
-                if len(stack) >= _DEEPEST and _hoist(stack[-1], child, stack[0], pending[0]):
-                    continue
-                inner = _open_directory(stack[-1], child)
-                stack.append(inner)
-                names.append(child)
-                pending.append(os.listdir(inner))
-                continue
-            os.close(stack.pop())
-            pending.pop()
-            os.rmdir(names.pop(), dir_fd=stack[-1] if stack else parent)
-    finally:
-        for fd in stack:
-            os.close(fd)
+    def remove(self, name: str) -> None:
+        try:
+            self._enter(name)
+            while self._open:
+                if self._pending[-1]:
+                    self._remove_one(self._pending[-1].pop())
+                else:
+                    self._leave()
+        finally:
+            for fd in self._open:
+                os.close(fd)
+
+    def _remove_one(self, name: str) -> None:
+        if not _unlink(self._open[-1], name) and not (len(self._open) >= _DEEPEST and self._hoist(name)):
+            self._enter(name)
+
+    def _enter(self, name: str) -> None:
+        try:
+            fd = _open_directory(self._open[-1] if self._open else self._parent, name)
+        except FileNotFoundError:
+            return
+        self._open.append(fd)
+        self._names.append(name)
+        self._pending.append(os.listdir(fd))
+
+    def _leave(self) -> None:
+        left = os.listdir(self._open[-1])
+        if left:
+            self._pending[-1] = left  # Something hoisted came back, or another remover moved it here.
+            return
+        os.close(self._open.pop())
+        self._pending.pop()
+        with contextlib.suppress(FileNotFoundError):
+            os.rmdir(self._names.pop(), dir_fd=self._open[-1] if self._open else self._parent)
+
+    def _hoist(self, name: str) -> bool:
+        """Move a deep directory to the top of the tree, to be removed from there; False if that cannot be done."""
+        moved = f".deep-{os.urandom(8).hex()}"
+        try:
+            os.rename(name, moved, src_dir_fd=self._open[-1], dst_dir_fd=self._open[0])
+        except OSError:
+            return False
+        self._pending[0].append(moved)
+        return True
 
 
 def _unlink(directory: int, name: str) -> bool:
     """Remove a name unless it is a directory; True when it is gone."""
     try:
-        status = os.stat(name, dir_fd=directory, follow_symlinks=False)
-        if stat.S_ISDIR(status.st_mode):
-            return False
         os.unlink(name, dir_fd=directory)
     except FileNotFoundError:
-        pass
-    return True
-
-
-def _hoist(directory: int, name: str, top: int, top_pending: list[str]) -> bool:
-    """Move a deep directory to the top of the tree, to be removed from there; False if that cannot be done."""
-    moved = f".deep-{len(top_pending)}-{os.urandom(6).hex()}"
-    try:
-        os.rename(name, moved, src_dir_fd=directory, dst_dir_fd=top)
-    except OSError:
-        return False
-    top_pending.append(moved)
+        return True
+    except OSError as error:
+        # Linux says EISDIR for a directory, POSIX EPERM.
+        if error.errno in {errno.EISDIR, errno.EPERM}:
+            return False
+        raise
     return True
 
 
 def _open_directory(parent: int, name: str) -> int:
     try:
-        return _prepare(os.open(name, _DIRECTORY, dir_fd=parent))
+        fd = os.open(name, _DIRECTORY, dir_fd=parent)
     except PermissionError:
-        # Not following symlinks is a promise of the stat just before and of nobody else writing here any more.
+        # It is a directory, as `_unlink` found, and nobody exchanges names here any more.
         os.chmod(name, 0o700, dir_fd=parent)
         return os.open(name, _DIRECTORY, dir_fd=parent)
-
-
-def _prepare(directory: int) -> int:
-    """Make sure that names can be removed from a directory."""
-    if os.fstat(directory).st_mode & 0o300 != 0o300:
+    if os.fstat(fd).st_mode & 0o700 != 0o700:
         with contextlib.suppress(PermissionError):
-            os.fchmod(directory, 0o700)
-    return directory
+            os.fchmod(fd, 0o700)
+    return fd

@@ -62,6 +62,7 @@ class Zygote:
         self._control: socket.socket | None = control
         self._boxes: dict[str, BoxEntry] = {}
         self._early_exits: set[int] = set()
+        self._placed: set[str] = set()
         self._next_range = random.randrange(_RANGES)  # noqa: S311 - spreads gateways that share a machine.
         self._selector = selectors.EpollSelector()
         self._selector.register(control, selectors.EVENT_READ, self._listen_to_gateway)
@@ -155,6 +156,8 @@ class Zygote:
             self._map(setup, box.plan, message.body["pid"])
         elif event == "pid":
             box.agent = message.body["pid"]
+        elif event == "placed":
+            self._placed.add(message.body["path"])
         elif event == "ready":
             box.ready = True
             self._tell({"event": "ready", "box": name, "pid": box.agent})
@@ -207,6 +210,7 @@ class Zygote:
         elif box.agent > 0:
             return
         del self._boxes[name]
+        self._remove_placed(box)
         remove_cgroups(box.plan["cgroups"])
         self._tell({"event": "gone", "box": name})
         if self._control is None:
@@ -214,6 +218,15 @@ class Zygote:
                 os.unlink(box.plan["socket"])
             with contextlib.suppress(OSError):
                 remove_tree(box.plan["folder"])
+
+    def _remove_placed(self, gone: BoxEntry) -> None:
+        """Remove the files that were put into the host's file system for a box, unless another box has them too."""
+        used = {target for box in self._boxes.values() for target, _ in box.plan["files"]}
+        for target, _ in gone.plan["files"]:
+            if target in self._placed - used:
+                self._placed.discard(target)
+                with contextlib.suppress(OSError):
+                    os.unlink(target)
 
     def _kill_orphans(self) -> None:
         """Kill what an agent without a PID namespace left behind: our descendants below no other agent."""

@@ -1,0 +1,220 @@
+"""After its end nothing is left of a sandbox: no process, mount, cgroup, socket or folder, however it ended."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import anyio
+import pytest
+
+from cwsandbox.runners.base import (
+    CommandNotStartedError,
+    ExecSpec,
+    ExitStatus,
+    FileMount,
+    ImageNotFoundError,
+    Limits,
+    RunnerError,
+)
+from tests.runners.conftest import box_spec
+from tests.runners.support import (
+    FINISH_SECONDS,
+    exec_id,
+    host_processes,
+    read_all,
+    read_until,
+    run,
+    shell,
+    started,
+    token,
+    until_processes,
+)
+
+REPOSITORY = Path(__file__).parents[2]
+
+
+def leftovers(state_dir: Path, runtime_dir: Path) -> list[str]:
+    found = [str(path) for path in (state_dir / "boxes").iterdir()]
+    found += [str(path) for path in runtime_dir.iterdir()]
+    names = {Path(path).name.partition(".")[0] for path in found}
+    found += [line for line in Path("/proc/self/mountinfo").read_text().splitlines() if str(state_dir) in line]
+    for name in names:
+        found += [str(path) for path in Path("/sys/fs/cgroup").rglob(f"cwsandbox-{name}")]
+    return found
+
+
+def cgroups() -> set[str]:
+    return {str(path) for path in Path("/sys/fs/cgroup").rglob("cwsandbox-*")}
+
+
+async def test_after_stop(runner, state_dir, runtime_dir) -> None:
+    before = cgroups()
+    word = token()
+    limits = Limits(memory_bytes=2**30, cpu_millicores=1000, processes=100)
+    box = await runner.create(box_spec(limits=limits, files=(FileMount("/tmp/m", b"x"),)))
+    await shell(
+        box, f"setsid sh -c 'sleep 600; echo {word}' & mkdir -p deep/er; chmod 0 deep/er deep; mkdir -m 0 /tmp/no"
+    )
+    assert leftovers(state_dir, runtime_dir)
+    await box.stop(0)
+    assert host_processes(word) == []
+    assert leftovers(state_dir, runtime_dir) == []
+    assert cgroups() <= before
+
+
+async def test_after_very_deep_and_very_many_files(runner, state_dir, runtime_dir) -> None:
+    box = await runner.create(box_spec())
+    script = "import os\nfor _ in range(300):\n os.mkdir('d'); os.chdir('d')\n"
+    assert (await run(box, "python3", "-c", script)).status == ExitStatus(code=0)
+    await run(box, "python3", "-c", "for n in range(500): open(f'f{n}', 'w')")
+    await box.stop(0)
+    assert leftovers(state_dir, runtime_dir) == []
+
+
+async def test_after_a_main_command_that_cannot_start(runner, state_dir, runtime_dir) -> None:
+    with pytest.raises(CommandNotStartedError) as raised:
+        await runner.create(box_spec(argv=("no-such-program",)))
+    assert raised.value.status == 127
+    assert leftovers(state_dir, runtime_dir) == []
+
+
+async def test_after_an_unknown_image(runner, state_dir, runtime_dir) -> None:
+    with pytest.raises(ImageNotFoundError, match="alpine"):
+        await runner.create(box_spec(image="alpine:3"))
+    assert leftovers(state_dir, runtime_dir) == []
+
+
+@pytest.mark.parametrize("image", ["", "python:3.11", "docker.io/library/python:3.12-slim", "debian", "ubuntu:24.04"])
+async def test_images_that_stand_for_this_machine(runner, image) -> None:
+    box = await runner.create(box_spec(image=image))
+    await box.stop(0)
+
+
+@pytest.mark.parametrize("delay", [0, 0.0005, 0.001, 0.002, 0.003, 0.004, 0.006, 0.008, 0.012])
+async def test_after_a_cancelled_create(runner, state_dir, runtime_dir, delay) -> None:
+    word = token()
+    with anyio.move_on_after(delay) as scope:
+        box = await runner.create(box_spec(argv=("sh", "-c", f"sleep 600; echo {word}")))
+    if not scope.cancelled_caught:
+        await box.stop(0)
+    assert host_processes(word) == []
+    assert leftovers(state_dir, runtime_dir) == []
+
+
+async def test_after_the_agent_died(runner, state_dir, runtime_dir) -> None:
+    word = token()
+    box = await runner.create(box_spec())
+    async with started(box, "sh", "-c", f"sleep 600; echo {word}") as command:
+        os.kill(_agent_of(await until_processes(word, 1)), signal.SIGKILL)
+        with anyio.fail_after(FINISH_SECONDS):
+            with pytest.raises(RunnerError, match="unexpectedly"):
+                await command.wait()
+            await box.wait_gone()
+    assert host_processes(word) == []
+    assert leftovers(state_dir, runtime_dir) == []
+
+
+def _agent_of(pids: list[int]) -> int:
+    return int(Path(f"/proc/{pids[0]}/stat").read_text().rpartition(")")[2].split()[1])
+
+
+async def test_a_new_zygote_replaces_one_that_died(runner, state_dir, runtime_dir) -> None:
+    survivor = await runner.create(box_spec())
+    os.kill(runner._zygote_pid, signal.SIGKILL)
+    assert (await run(survivor, "echo", "alive")).text == "alive\n"
+    with anyio.fail_after(FINISH_SECONDS):
+        while not runner._zygote.closed:
+            await anyio.sleep(0.01)
+    other = await runner.create(box_spec())
+    await other.stop(0)
+    await survivor.stop(0)
+    assert leftovers(state_dir, runtime_dir) == []
+
+
+async def test_a_later_run_takes_the_boxes_back(make_runner, state_dir, runtime_dir) -> None:
+    async with make_runner() as first:
+        box = await first.create(box_spec(env={"FROM_BOX": "kept"}))
+        command = await box.exec(
+            ExecSpec("survivor", ("sh", "-c", "echo one; read x; echo two $x; exit 5"), stdin=True)
+        )
+        await read_until(command.stdout, b"one\n")
+        await box.exec(ExecSpec("exited", ("sh", "-c", "echo rest; exit 3")))
+    async with make_runner() as second:
+        (again,) = await second.recover()
+        assert again.sandbox_id == "sandbox-1"
+        assert again.isolation == second.capabilities().isolation
+        assert again.main.exec_id == "main"
+        found = {command.exec_id: command for command in again.commands()}
+        assert set(found) == {"survivor", "exited"}
+        await found["survivor"].stdin.send(b"x\n")
+        assert await read_all(found["survivor"].stdout) == b"two x\n"
+        assert await found["survivor"].wait() == ExitStatus(code=5)
+        assert await read_all(found["exited"].stdout) == b"rest\n"
+        assert await found["exited"].wait() == ExitStatus(code=3)
+        assert (await shell(again, "echo $FROM_BOX")).text == "kept\n"
+        await again.stop(5)
+    assert leftovers(state_dir, runtime_dir) == []
+
+
+async def test_boxes_that_nobody_takes_back_end_after_the_grace(make_runner, state_dir, runtime_dir) -> None:
+    word = token()
+    async with make_runner(orphan_grace_seconds=0.2) as first:
+        box = await first.create(box_spec())
+        await box.exec(ExecSpec(exec_id(), ("sh", "-c", f"sleep 600; echo {word}")))
+        await until_processes(word, 1)
+    await until_processes(word, 0)
+    with anyio.fail_after(FINISH_SECONDS):
+        while leftovers(state_dir, runtime_dir):
+            await anyio.sleep(0.01)
+
+
+@pytest.mark.parametrize("when", ["busy", "ready"])
+async def test_after_the_gateway_was_killed(state_dir, runtime_dir, when) -> None:
+    word = token()
+    program = [sys.executable, "-m", "tests.runners.victim", str(state_dir), str(runtime_dir), word]
+    process = await anyio.open_process(program, cwd=REPOSITORY, stderr=None)
+    async with process:
+        if when == "ready":
+            await read_until(process.stdout, b"ready\n")
+            assert host_processes(word)
+        else:
+            await process.stdout.receive()
+        process.send_signal(signal.SIGKILL)
+    await until_processes(word, 0)
+    with anyio.fail_after(FINISH_SECONDS):
+        while leftovers(state_dir, runtime_dir):
+            await anyio.sleep(0.01)
+
+
+async def test_a_later_run_removes_what_a_crash_of_everything_left(make_runner, state_dir, runtime_dir) -> None:
+    async with make_runner() as first:
+        box = await first.create(box_spec())
+        zygote, agent = first._zygote_pid, box._agent_pid
+    os.kill(zygote, signal.SIGKILL)
+    os.kill(agent, signal.SIGKILL)
+    with anyio.fail_after(FINISH_SECONDS):
+        while Path(f"/proc/{agent}").exists() and "State:\tZ" not in Path(f"/proc/{agent}/status").read_text():
+            await anyio.sleep(0.01)
+    assert leftovers(state_dir, runtime_dir)
+    async with make_runner() as second:
+        assert await second.recover() == []
+        assert leftovers(state_dir, runtime_dir) == []
+
+
+async def test_an_error_in_the_runners_scope_comes_out_as_itself(make_runner) -> None:
+    with pytest.raises(KeyError, match="mine"):
+        async with make_runner():
+            raise KeyError("mine")
+
+
+def test_the_zygote_imports_no_third_party_code() -> None:
+    script = (
+        f"import sys; sys.path.insert(0, {str(REPOSITORY)!r}); import cwsandbox.runners.local.zygote; "
+        "print([n for n in ('anyio', 'attrs', 'attr', 'asyncio', 'threading', 'subprocess', 'typing_extensions') if n in sys.modules])"
+    )
+    done = subprocess.run([sys.executable, "-I", "-S", "-c", script], capture_output=True, text=True, check=True)
+    assert done.stdout == "[]\n"

@@ -1,0 +1,130 @@
+"""The same suite as an ordinary user, and where namespaces are forbidden; and what the runner says about its level."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+import sysconfig
+import tempfile
+from pathlib import Path
+
+import pytest
+
+from cwsandbox.runners.base import IsolationLevel, IsolationUnavailableError
+from tests.runners.confined import USER
+from tests.runners.conftest import box_spec
+
+REPOSITORY = Path(__file__).parents[2]
+CONFINED = os.environ.get("CWSANDBOX_TEST_CONFINED")
+PACKAGES = os.pathsep.join([str(REPOSITORY), sysconfig.get_path("purelib"), sysconfig.get_path("platlib")])
+needs_root = pytest.mark.skipif(os.geteuid() != 0 or CONFINED is not None, reason="needs root, to become somebody else")
+
+
+def interpreter_for_everybody() -> str:
+    """An interpreter of this version that another user can run; this one may live in somebody's home."""
+    version = f"python{sys.version_info.major}.{sys.version_info.minor}"
+    for candidate in (sys.executable, f"/usr/local/bin/{version}", f"/usr/bin/{version}"):
+        done = (
+            subprocess.run(
+                [candidate, "-c", "import anyio, attrs, pytest, trio, cwsandbox"],
+                env={"PYTHONPATH": PACKAGES},
+                cwd="/",
+                user=USER,
+                group=USER,
+                extra_groups=[],
+                capture_output=True,
+            )
+            if os.access(candidate, os.X_OK)
+            else None
+        )
+        if done is not None and done.returncode == 0:
+            return candidate
+    pytest.skip("no interpreter that an ordinary user could run")
+
+
+def run_confined(kind: str, interpreter: str, *arguments: str, **environment: str) -> None:
+    with tempfile.TemporaryDirectory(prefix="cwsandbox-confined-") as folder:
+        os.chmod(folder, 0o777)
+        done = subprocess.run(
+            [
+                interpreter,
+                "-m",
+                "tests.runners.confined",
+                kind,
+                "-q",
+                "-p",
+                "no:cacheprovider",
+                "--timeout=60",
+                *arguments,
+            ],
+            cwd=REPOSITORY,
+            env={
+                "PATH": os.environ["PATH"],
+                "PYTHONPATH": PACKAGES,
+                "PYTHONDONTWRITEBYTECODE": "1",
+                "TMPDIR": folder,
+                "CWSANDBOX_TEST_CONFINED": kind,
+                **environment,
+            },
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+            timeout=280,
+        )
+    assert done.returncode == 0, done.stdout[-6000:]
+
+
+@needs_root
+@pytest.mark.timeout(300)
+def test_an_ordinary_user_gets_the_same_sandboxes() -> None:
+    tests = ["test_local.py", "test_isolation.py", "test_leftovers.py"]
+    run_confined("user", interpreter_for_everybody(), *(f"tests/runners/{name}" for name in tests))
+
+
+@needs_root
+@pytest.mark.timeout(300)
+def test_without_namespaces_the_contract_holds_at_level_process() -> None:
+    tests = ["test_local.py", "test_leftovers.py", "test_levels.py"]
+    run_confined(
+        "container",
+        sys.executable,
+        *(f"tests/runners/{name}" for name in tests),
+        container="test",
+    )
+
+
+@pytest.mark.skipif(CONFINED != "container", reason="is about hosts that forbid namespaces")
+class TestForbidden:
+    async def test_in_a_container_the_level_is_process_and_that_is_said(self, make_runner) -> None:
+        async with make_runner(isolation="auto") as runner:
+            assert runner.capabilities().isolation is IsolationLevel.PROCESS
+            assert "process" in runner.isolation_notice
+            assert "container" in runner.isolation_notice
+
+    async def test_namespaces_can_be_insisted_on(self, make_runner) -> None:
+        async with make_runner(isolation="namespaces") as runner:
+            with pytest.raises(IsolationUnavailableError, match="CWSANDBOX_ISOLATION=process"):
+                await runner.create(box_spec())
+
+    async def test_outside_of_a_container_nothing_is_weaker_in_silence(self, make_runner, monkeypatch) -> None:
+        monkeypatch.setattr("cwsandbox.runners.local.probe.in_container", lambda: False)
+        async with make_runner(isolation="auto") as runner:
+            with pytest.raises(IsolationUnavailableError, match="cannot isolate"):
+                await runner.create(box_spec())
+
+
+@pytest.mark.skipif(CONFINED is not None, reason="is about hosts that allow namespaces")
+class TestAllowed:
+    async def test_namespaces_are_the_default(self, make_runner) -> None:
+        async with make_runner(isolation="auto") as runner:
+            assert runner.capabilities().isolation is IsolationLevel.NAMESPACES
+            assert runner.isolation_notice is None
+            assert "processes" in runner.capabilities().enforced_limits
+
+    async def test_process_can_be_asked_for(self, make_runner) -> None:
+        async with make_runner(isolation="process") as runner:
+            box = await runner.create(box_spec())
+            assert box.isolation is runner.capabilities().isolation is IsolationLevel.PROCESS
+            assert "as asked for" in runner.isolation_notice
+            await box.stop(0)

@@ -1,0 +1,26 @@
+"""A gateway to be killed: makes sandboxes, says so, and waits."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+import anyio
+
+from cwsandbox.runners.base import BoxSpec, ExecSpec, Limits
+from cwsandbox.runners.local.runner import LocalRunner
+
+
+async def main(state_dir: str, runtime_dir: str, word: str) -> None:
+    async with LocalRunner(Path(state_dir), Path(runtime_dir), orphan_grace_seconds=0.2) as runner:
+        script = f"setsid sleep 600 & sleep 600; echo {word}"
+        for number in range(3):
+            spec = BoxSpec(f"sandbox-{number}", ("sh", "-c", script), limits=Limits(processes=100))
+            print("making", flush=True)
+            box = await runner.create(spec)
+            await box.exec(ExecSpec("e", ("sh", "-c", script)))
+        print("ready", flush=True)
+        await anyio.sleep_forever()
+
+
+anyio.run(main, *sys.argv[1:])
