@@ -290,6 +290,7 @@ class Scope:
                 ref._settle_error(_without_first_frame(sole) if sole is error else sole)
         finally:
             self._forget(ref)
+            del ref  # The operation's own frames, which its error holds, may remember this one.
 
     def _forget(self, ref: OperationRef[Any]) -> None:
         with self._lock:
@@ -388,12 +389,13 @@ class Scope:
         # Nothing leaves this function: its parent is the event loop. Cancellation is the end of the loop, and of this
         # task.
         try:
-            async with anyio.create_task_group() as self._tasks:
+            async with anyio.create_task_group() as tasks:
+                self._tasks = tasks
                 self._open()
                 ready.set()
                 await self._leave.wait()
                 await self._wind_up()
-                self._tasks.cancel_scope.cancel()
+                tasks.cancel_scope.cancel()
         except BaseException as error:
             self._failure = sole_error(error, self._cancelled)
             if self._failure is not None:
