@@ -47,6 +47,7 @@ if TYPE_CHECKING:
     from cwsandbox._client.stream import StreamSink
 
 _logger = logging.getLogger("cwsandbox")
+_EXPECTED = (TransportError, PeerSilentError, ProtocolError, CWSandboxError)
 _COMPANY_SECONDS = 0.01
 # A connection that breaks within a message has not carried it: smaller ones get further on a bad network.
 _MESSAGE_BYTES = 128 * 1024
@@ -109,8 +110,8 @@ class ExecChannel:
 
     Args:
         where: What messages call the gateway.
-        connect: Makes a transport. It raises `TransportError` for what may be better next time,
-            `CWSandboxError` for what will not.
+        connect: Makes a transport, within a time of its own. It raises `TransportError` for what may be better next
+            time, `CWSandboxError` for what will not.
         timing: How patient to be.
     """
 
@@ -138,7 +139,7 @@ class ExecChannel:
         self._connected = False
         self._closing = False
         self._progress = False
-        self._failure: Exception | None = None
+        self._failures: list[Exception] = []
 
     def open(self, kind: StreamKind, params: dict[str, Any], exec_id: str, sink: StreamSink) -> ClientStream:
         """Open a stream. Never waits: what cannot be opened tells its sink so in `ended`.
@@ -220,18 +221,15 @@ class ExecChannel:
 
     async def _use_one_connection(self) -> Exception:
         """Connect and serve until that ends; returns why."""
-        self._failure = None
+        self._failures.clear()
         try:
-            with anyio.move_on_after(self._timing.connect) as limit:
-                async with self._connect() as connection:
-                    limit.deadline = math.inf
-                    await self._serve(connection)
-        except (TransportError, CWSandboxError) as error:
-            if self._failure is None:
-                self._failure = error
+            async with self._connect() as connection:
+                await self._serve(connection)
+        except Exception as error:
+            self._fail(error)
         finally:
             self._connected = False
-        return self._failure or TransportError(f"no connection within {self._timing.connect:g} s", sent=False)
+        return self._failures[0]
 
     async def _serve(self, connection: Connection) -> None:
         self._take_over(connection.instance)
@@ -245,9 +243,15 @@ class ExecChannel:
     async def _until_failure(self, scope: anyio.CancelScope, part: Callable[..., Awaitable[None]], *args: Any) -> None:
         try:
             await part(*args)
-        except (TransportError, PeerSilentError, ProtocolError) as error:
-            self._failure = self._failure or error
+        except Exception as error:
+            self._fail(error)
             scope.cancel()
+
+    def _fail(self, error: Exception) -> None:
+        """Remember why a connection ended: nothing but cancellation may leave a background task."""
+        if not isinstance(error, _EXPECTED):
+            _logger.error("the connection to %s failed", self._where, exc_info=error)
+        self._failures.append(error)
 
     def _take_over(self, instance: str) -> None:
         """Prepare what is to be resumed for a new connection, and let go of what only another gateway could know."""

@@ -6,6 +6,7 @@ import contextlib
 import importlib
 import json
 import logging
+import math
 import sys
 from contextlib import asynccontextmanager
 from typing import TYPE_CHECKING, Any
@@ -80,7 +81,8 @@ async def open_gateway(
     transports = await anyio.to_thread.run_sync(_load_transport)
     path = folders.socket if folders is not None else address.path
     async with transports.open_transport(address, socket_path=path, headers=auth.headers) as transport:
-        finder = _Finder(address, transport, folders)
+        timing = timing or Timing()
+        finder = _Finder(address, transport, folders, timing)
         if is_embedded:
             await finder.ensure()
         async with open_channel(address, finder.connect, timing) as channel:
@@ -95,8 +97,9 @@ def _load_transport() -> Any:
 class _Finder:
     """Makes sure that the gateway is there and is one that we understand."""
 
-    def __init__(self, address: Address, transport: Transport, folders: Folders | None) -> None:
+    def __init__(self, address: Address, transport: Transport, folders: Folders | None, timing: Timing) -> None:
         self._address = address
+        self._timing = timing
         self._transport = transport
         self._folders = folders
 
@@ -139,18 +142,33 @@ class _Finder:
             TransportError: It may work next time.
             CWSandboxError: It will not.
         """
+        async with contextlib.AsyncExitStack() as stack:
+            try:
+                connection = await stack.enter_async_context(self._connect())
+            except TransportError as error:
+                if self._folders is None or not error.absent:
+                    raise
+                await self.ensure()
+                connection = await stack.enter_async_context(self._connect())
+            yield connection
+
+    @asynccontextmanager
+    async def _connect(self) -> AsyncIterator[Connection]:
         from cwsandbox._client.transport import UpgradeRefusedError
 
-        if self._folders is not None:
-            await self.ensure()
         try:
-            async with self._transport.websocket("/v1/channel", greeting=_GREETING) as (reply, socket):
-                yield Connection(socket, self._understand(reply).instance_id)
+            with anyio.move_on_after(self._timing.connect) as limit:
+                async with self._transport.websocket("/v1/channel", greeting=_GREETING) as (reply, socket):
+                    info = self._understand(reply)
+                    limit.deadline = math.inf
+                    yield Connection(socket, info.instance_id)
+                    return
         except UpgradeRefusedError as error:
             problem = refusal(error.reply)
             if error.reply.status in _PASSING:
                 raise TransportError(str(problem), sent=False) from problem
             raise problem from error
+        raise TransportError(f"no connection within {self._timing.connect:g} s", sent=False)
 
     def _understand(self, reply: Reply) -> GatewayInfo:
         if reply.status != 200:

@@ -66,6 +66,24 @@ class Reply:
     content: bytes
 
 
+class _Body(httpx.AsyncByteStream):
+    """A request's body in one piece.
+
+    httpx's own is an async generator, which is left hanging when the connection breaks; trio warns of such.
+    """
+
+    def __init__(self, content: bytes) -> None:
+        self._pieces = [content] if content else []
+
+    def __aiter__(self) -> _Body:
+        return self
+
+    async def __anext__(self) -> bytes:
+        if not self._pieces:
+            raise StopAsyncIteration
+        return self._pieces.pop()
+
+
 class Transport:
     """Requests and WebSockets to one address. Made by `open_transport`; use it on that event loop only."""
 
@@ -268,7 +286,7 @@ async def open_transport(
             transport=_http_transport(tls, socket_path),
             timeout=None,  # noqa: S113 - the caller's one deadline covers everything; httpx's own are per read.
             trust_env=False,
-            event_hooks={"response": [_read_refusal]},
+            event_hooks={"request": [_simplify_body], "response": [_read_refusal]},
         )
 
     async with make_client() as client:
@@ -297,6 +315,10 @@ async def _tls_context(address: Address) -> ssl.SSLContext:
     if address.kind is AddressKind.HTTP and address.url.startswith("https:"):
         return await anyio.to_thread.run_sync(ssl.create_default_context)  # Reads the system's root certificates.
     return ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)  # Never used; httpx would load the root certificates instead.
+
+
+async def _simplify_body(request: httpx.Request) -> None:
+    request.stream = _Body(await request.aread())
 
 
 async def _read_refusal(response: httpx.Response) -> None:
