@@ -506,7 +506,7 @@ class Stream:
     def _detach(self) -> None:
         """The connection is gone: forget what only it was told."""
         self._channel = None
-        self._urgent = self._in_turn = self._held = False
+        self._urgent = self._in_turn = False
         self._result_sent = self._close_sent = False
 
     def _reopen(self, channel: Scheduler, stream_id: int) -> None:
@@ -552,7 +552,6 @@ class Stream:
             in_flow.grant()
         self._attach_due = True
         self._info_due = self.confirmed and not attach.confirmed
-        self._signals_ack_due = False
         if placeholder.peer_closed:
             self._peer_close()
         placeholder._successor = self

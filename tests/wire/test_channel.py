@@ -339,14 +339,19 @@ def test_a_reader_that_takes_nothing_stops_the_sender_at_the_window() -> None:
     assert not peer.drained
 
 
-def test_the_sender_learns_when_everything_was_consumed() -> None:
+@pytest.mark.parametrize("eof_first", [True, False])
+def test_the_sender_learns_when_everything_was_consumed(eof_first: bool) -> None:
     line = Line()
     stream, peer = line.open()
     stream.send(b"abc")
-    stream.send_eof()
+    if eof_first:
+        stream.send_eof()
     line.up()
-    assert not stream.drained
     peer.consumed(3)
+    if not eof_first:
+        stream.send_eof()
+        line.up()
+    assert not stream.drained
     line.down()
     assert stream.drained
 

@@ -74,7 +74,7 @@ def _feed(channel: Channel, messages: list[bytes]) -> None:
 
 
 @given(st.lists(_messages, max_size=4), st.booleans(), st.booleans())
-@settings(max_examples=400)
+@settings(max_examples=250)
 def test_a_busy_client_survives_anything(messages: list[bytes], resumed: bool, sent: bool) -> None:
     client = _busy_pair().client
     if resumed:
@@ -85,13 +85,13 @@ def test_a_busy_client_survives_anything(messages: list[bytes], resumed: bool, s
 
 
 @given(st.lists(_messages, max_size=4))
-@settings(max_examples=400)
+@settings(max_examples=250)
 def test_a_busy_server_survives_anything(messages: list[bytes]) -> None:
     _feed(_busy_pair().server, messages)
 
 
 @given(st.lists(_messages, max_size=4))
-@settings(max_examples=300)
+@settings(max_examples=200)
 def test_a_new_server_survives_anything_behind_a_greeting(messages: list[bytes]) -> None:
     hello = Channel(Role.CLIENT).message_to_send()
     assert hello is not None
@@ -100,7 +100,7 @@ def test_a_new_server_survives_anything_behind_a_greeting(messages: list[bytes])
 
 @given(st.lists(st.tuples(st.integers(0, 2**16), st.integers(0, 255)), min_size=1, max_size=6), st.booleans())
 @example([(0, 0)], False)
-@settings(max_examples=300)
+@settings(max_examples=200)
 def test_a_conversation_with_changed_bytes_ends_in_a_protocol_error_or_goes_on(
     changes: list[tuple[int, int]], up: bool
 ) -> None:
@@ -115,7 +115,7 @@ def test_a_conversation_with_changed_bytes_ends_in_a_protocol_error_or_goes_on(
 
 
 @given(st.lists(_frames, max_size=6).map(b"".join))
-@settings(max_examples=300)
+@settings(max_examples=200)
 def test_an_adoption_that_a_hostile_client_asks_for_is_done_or_refused(message: bytes) -> None:
     pair = _busy_pair()
     (_, stream, *_) = pair.server.abandon()

@@ -19,7 +19,7 @@ from cwsandbox.wire.channel import (
     StreamKind,
 )
 from cwsandbox.wire.errors import Code, Status
-from cwsandbox.wire.frames import HEADER, WINDOW_BYTES, FrameType, dump_json, parse_message
+from cwsandbox.wire.frames import HEADER, WINDOW_BYTES, FrameType, dump_json, load_json_object, parse_message
 
 from .pair import Pair
 
@@ -78,17 +78,20 @@ def test_what_arrived_is_not_sent_again() -> None:
     finish(pair, client, server)
 
 
-def test_a_full_window_survives_and_credit_goes_on_from_where_it_was() -> None:
+@pytest.mark.parametrize("consumed", [10, 300_000])
+def test_a_full_window_survives_and_credit_goes_on_from_where_it_was(consumed: int) -> None:
     pair = Pair()
     client, server = started(pair)
     server.send(WINDOW_BYTES, 0)
-    pair.flush_server()
-    pair.deliver_down()
-    client.consume(300_000, 0)
+    client.send(WINDOW_BYTES, 0)
+    pair.settle()
+    client.consume(consumed, 0)
+    server.consume(consumed, 0)
     pair.cut()
     pair.settle()
-    assert server.stream.room() == client.consumed[0]
-    server.send(server.stream.room(), 0)
+    for end in (client, server):
+        assert end.stream.room() == consumed
+        end.send(consumed, 0)
     finish(pair, client, server)
 
 
@@ -158,6 +161,40 @@ def test_a_cut_in_the_middle_of_the_end_loses_no_result() -> None:
     assert client.closed
     assert client.received == server.sent
     assert server.stream.closed
+
+
+def test_a_result_that_had_arrived_is_reported_once() -> None:
+    pair = Pair()
+    client, server = started(pair)
+    server.stream.exit_status(5)
+    pair.settle()
+    assert client.result == ExitStatusReceived(client.stream, 5)
+    pair.cut()
+    pair.settle()
+    server.stream.close()
+    pair.settle()
+    assert client.closed
+
+
+def test_what_the_client_was_told_at_the_start_is_not_told_again() -> None:
+    pair = Pair()
+    started(pair)
+    pair.cut()
+    pair.flush_client()
+    pair.deliver_up()
+    pair.flush_server()
+    (confirmation,) = (f for f in parse_message(pair.down[0]) if f.type == FrameType.OPEN_CONFIRMATION)
+    assert "info" not in load_json_object(confirmation.payload)
+
+
+def test_a_goodbye_that_a_broken_connection_swallowed_is_said_on_the_next() -> None:
+    pair = Pair()
+    started(pair)
+    pair.client.goodbye()
+    pair.flush_client()
+    pair.cut()
+    pair.flush_client()
+    assert parse_message(pair.up[0])[-1].type == FrameType.GOODBYE
 
 
 def test_a_client_that_saw_the_end_does_not_ask_again() -> None:
@@ -231,10 +268,10 @@ def test_a_stream_that_was_heard_of_once_is_never_started_afresh() -> None:
 def test_signals_arrive_once_and_the_last_size_is_repeated() -> None:
     pair = Pair()
     client, server = started(pair)
-    client.stream.window_change(100, 50)
     client.stream.signal("USR1")
     pair.settle()
     client.stream.signal("USR2")
+    client.stream.window_change(100, 50)
     pair.flush_client()
     pair.cut()
     client.stream.signal("TERM")
