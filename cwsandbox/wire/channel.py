@@ -35,9 +35,9 @@ from __future__ import annotations
 
 import types
 from collections import deque
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any
 
-from cwsandbox.wire.errors import Code, PeerSilentError, ProtocolError, Status
+from cwsandbox.wire.errors import PeerSilentError, ProtocolError
 from cwsandbox.wire.events import (
     Closed,
     Confirmed,
@@ -55,24 +55,22 @@ from cwsandbox.wire.events import (
     StreamEvent,
     WindowChanged,
 )
-from cwsandbox.wire.flow import ReceiveFlow, SendFlow
 from cwsandbox.wire.frames import (
     MAX_MESSAGE_BYTES,
     MESSAGE_BYTES,
     PROTOCOL_VERSION,
     WINDOW_BYTES,
-    Frame,
     FrameType,
     MessageBuilder,
     dump_json,
-    load_json_object,
     parse_message,
 )
-from cwsandbox.wire.signals import is_signal_name
-from cwsandbox.wire.stream_state import SIGNALS_CODE, Attach, Role, Stream, StreamKind, is_exec_id, offsets
+from cwsandbox.wire.opening import Attach, Role, StreamKind, is_exec_id
+from cwsandbox.wire.receiving import HANDLERS
+from cwsandbox.wire.stream_state import Stream
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping, Sequence
+    from collections.abc import Mapping
 
 __all__ = [
     "MAX_MESSAGE_BYTES",
@@ -102,7 +100,6 @@ __all__ = [
     "WindowChanged",
 ]
 
-_Flow = TypeVar("_Flow", SendFlow, ReceiveFlow)
 _LAST_ID = 2**32 - 1
 _LEAST_DATA_BYTES = 4096
 """A message that has room for less is full: a turn is not spent on a scrap."""
@@ -393,237 +390,10 @@ class Channel:
         for frame in parse_message(message):
             if self._got_goodbye:
                 break
-            handler = _HANDLERS.get(frame.type)
+            handler = HANDLERS.get(frame.type)
             if handler is None:
                 raise ProtocolError(f"a frame of unknown type {frame.type}")
             if not self._got_hello and self.role is Role.SERVER and frame.type != FrameType.HELLO:
                 raise ProtocolError("the client did not introduce itself")
             handler(self, frame, events)
         return events
-
-    def _find(self, frame: Frame) -> Stream | None:
-        """The stream of a frame; None if it was forgotten."""
-        stream = self._streams.get(frame.stream)
-        if stream is None and not 0 < frame.stream <= self._last_id:
-            raise ProtocolError(f"a frame for stream {frame.stream}, which was never opened")
-        return stream
-
-    def _find_listening(self, frame: Frame) -> Stream | None:
-        """The stream of a frame that only matters while this side has not closed, and the peer must not have."""
-        stream = self._find(frame)
-        if stream is None:
-            return None
-        if stream.peer_closed:
-            raise ProtocolError(f"stream {frame.stream} goes on after its end")
-        if self.role is Role.CLIENT and (not stream.confirmed or stream._held) and not stream.closing:
-            raise ProtocolError(f"stream {frame.stream} goes on before it was confirmed")
-        return None if stream.closing else stream
-
-    def _only_from(self, role: Role, frame: Frame) -> None:
-        if self.role is role:
-            raise ProtocolError(f"only a {role.value} sends frames of type {frame.type}")
-
-    def _on_hello(self, frame: Frame, events: list[Event]) -> None:
-        if self._got_hello:
-            raise ProtocolError("introduced itself twice")
-        info = load_json_object(frame.payload)
-        version = info.pop("protocol", None)
-        if version != PROTOCOL_VERSION:
-            raise ProtocolError(f"the peer speaks protocol {version!s:.20}, this side {PROTOCOL_VERSION}")
-        self._got_hello = True
-        events.append(Hello(info))
-
-    def _on_open(self, frame: Frame, events: list[Event]) -> None:
-        self._only_from(Role.CLIENT, frame)
-        if frame.stream <= self._last_id:
-            raise ProtocolError(f"stream number {frame.stream} is used again")
-        document = load_json_object(frame.payload)
-        kind, exec_id, params = document.get("kind"), document.get("execId"), document.get("params", {})
-        if not isinstance(kind, str) or not isinstance(exec_id, str) or not isinstance(params, dict):
-            raise ProtocolError("an OPEN without kind, execId or params")
-        if not is_exec_id(exec_id):
-            raise ProtocolError("an OPEN with a malformed execId")
-        attach = Attach.from_json(document["attach"], 2) if "attach" in document else None
-        self._last_id = frame.stream
-        if kind not in StreamKind.__members__.values():
-            self._refuse(frame.stream, Status.make(Code.UNIMPLEMENTED, "this server does not know such streams"))
-            return
-        held = self._open_bytes + len(frame.payload)
-        if len(self._streams) >= self._max_streams or held > self._max_open_bytes:
-            self._refuse(
-                frame.stream, Status.make(Code.RESOURCE_EXHAUSTED, "too many commands at once on a connection")
-            )
-            return
-        stream = Stream(
-            self,
-            self.role,
-            stream_id=frame.stream,
-            kind=StreamKind(kind),
-            params=params,
-            exec_id=exec_id,
-            attach=attach,
-        )
-        self._streams[stream.id] = stream
-        self._open_bytes = held
-        stream._open_bytes = len(frame.payload)
-        events.append(Opened(stream))
-
-    def _refuse(self, stream_id: int, status: Status) -> None:
-        """Answer an OPEN without a stream; not without bound, should the peer not read the answers."""
-        if len(self._refused) >= self._max_streams:
-            raise ProtocolError("too many streams opened")
-        self._refused.append((stream_id, dump_json(status.to_json())))
-
-    def _on_confirmation(self, frame: Frame, events: list[Event]) -> None:
-        self._only_from(Role.SERVER, frame)
-        stream = self._find(frame)
-        if stream is None:
-            return
-        document = load_json_object(frame.payload)
-        grown: list[int] = []
-        if stream._held and not stream.peer_closed:
-            received = offsets(document.get("received"), len(stream._out))
-            consumed = offsets(document.get("consumed"), len(stream._out))
-            signals = document.get("signals", 0)
-            if type(signals) is not int or signals < 0:
-                raise ProtocolError("a confirmation with malformed signals")
-            grown = stream._release(received, consumed, signals)
-        info = document.get("info")
-        if isinstance(info, dict) and not stream.confirmed:
-            stream.confirmed = stream._heard = True
-            if not stream.closing:
-                events.append(Confirmed(stream, info))
-        if not stream.closing:
-            events.extend(Credit(stream, code) for code in grown)
-
-    def _on_data(self, frame: Frame, events: list[Event]) -> None:
-        stream = self._find_listening(frame)
-        if stream is None:
-            return
-        flow = self._flow(stream._in, frame)
-        data = flow.accept(frame.offset, frame.payload)
-        if data:
-            events.append(Data(stream, frame.code, data))
-
-    def _on_eof(self, frame: Frame, events: list[Event]) -> None:
-        stream = self._find_listening(frame)
-        if stream is None:
-            return
-        flow = self._flow(stream._in, frame)
-        if flow.finish(frame.offset):
-            events.append(Eof(stream, frame.code))
-            if flow.adjust_due:
-                self._wake(stream)
-
-    def _on_adjust(self, frame: Frame, events: list[Event]) -> None:
-        stream = self._find_listening(frame)
-        if stream is None:
-            return
-        if frame.code == SIGNALS_CODE and self.role is Role.CLIENT:
-            stream._acknowledge_signals(frame.offset)
-            return
-        if len(frame.payload) != 8:
-            raise ProtocolError("a WINDOW_ADJUST without its limit")
-        limit = int.from_bytes(frame.payload, "big")
-        if self._flow(stream._out, frame).acknowledge(frame.offset, limit):
-            events.append(Credit(stream, frame.code))
-
-    def _on_result(self, frame: Frame, events: list[Event]) -> None:
-        self._only_from(Role.SERVER, frame)
-        stream = self._find(frame)
-        if stream is None:
-            return
-        if stream.peer_closed:
-            raise ProtocolError(f"stream {frame.stream} goes on after its end")
-        event: Event
-        if frame.type == FrameType.STATUS:
-            event = Failed(stream, Status.from_json(load_json_object(frame.payload)))
-        elif not stream.confirmed and not stream.closing:
-            raise ProtocolError(f"stream {frame.stream} ended before it was confirmed")
-        elif frame.type == FrameType.EXIT_STATUS and len(frame.payload) == 4:
-            event = ExitStatusReceived(stream, int.from_bytes(frame.payload, "big"))
-        elif frame.type == FrameType.EXIT_SIGNAL:
-            event = ExitSignalReceived(stream, _signal_name(frame))
-        else:
-            raise ProtocolError("a malformed exit status")
-        if not stream._got_result:
-            stream._got_result = stream._heard = True
-            events.append(event)
-
-    def _on_close(self, frame: Frame, events: list[Event]) -> None:
-        stream = self._find(frame)
-        if stream is None or stream.peer_closed:
-            return
-        stream._peer_close()
-        events.append(Closed(stream))
-        if stream._close_sent:
-            self._forget(stream)
-        elif self.role is Role.CLIENT:
-            stream.close()
-
-    def _on_signal(self, frame: Frame, events: list[Event]) -> None:
-        self._only_from(Role.CLIENT, frame)
-        stream = self._find_listening(frame)
-        if stream is None:
-            return
-        name = _signal_name(frame)
-        if frame.offset > stream._signals_received + 1:
-            raise ProtocolError("a signal is missing")
-        if frame.offset == stream._signals_received + 1:
-            stream._signals_received += 1
-            stream._signals_ack_due = True
-            self._wake(stream)
-            events.append(SignalReceived(stream, name))
-
-    def _on_window_change(self, frame: Frame, events: list[Event]) -> None:
-        self._only_from(Role.CLIENT, frame)
-        if len(frame.payload) != 8:
-            raise ProtocolError("a WINDOW_CHANGE without a size")
-        stream = self._find_listening(frame)
-        if stream is not None:
-            columns, rows = (int.from_bytes(part, "big") for part in (frame.payload[:4], frame.payload[4:]))
-            events.append(WindowChanged(stream, columns, rows))
-
-    def _on_ping(self, frame: Frame, events: list[Event]) -> None:
-        # One answer is enough for any number of questions: nothing piles up if the peer does not read.
-        self._pong = frame.offset
-
-    def _on_pong(self, frame: Frame, events: list[Event]) -> None:
-        """Having been heard is all it is for."""
-
-    def _on_goodbye(self, frame: Frame, events: list[Event]) -> None:
-        self._only_from(Role.CLIENT, frame)
-        self._got_goodbye = True
-        events.append(Goodbye())
-
-    @staticmethod
-    def _flow(flows: Sequence[_Flow], frame: Frame) -> _Flow:
-        if frame.code >= len(flows):
-            raise ProtocolError(f"no substream {frame.code} in this direction")
-        return flows[frame.code]
-
-
-def _signal_name(frame: Frame) -> str:
-    name = frame.payload[:32].decode("ascii", "replace")
-    if len(frame.payload) > 32 or not is_signal_name(name):
-        raise ProtocolError("not the name of a signal")
-    return name
-
-
-_HANDLERS: Mapping[int, Callable[[Channel, Frame, list[Event]], None]] = {
-    FrameType.HELLO: Channel._on_hello,
-    FrameType.OPEN: Channel._on_open,
-    FrameType.OPEN_CONFIRMATION: Channel._on_confirmation,
-    FrameType.DATA: Channel._on_data,
-    FrameType.WINDOW_ADJUST: Channel._on_adjust,
-    FrameType.EOF: Channel._on_eof,
-    FrameType.EXIT_STATUS: Channel._on_result,
-    FrameType.EXIT_SIGNAL: Channel._on_result,
-    FrameType.STATUS: Channel._on_result,
-    FrameType.CLOSE: Channel._on_close,
-    FrameType.SIGNAL: Channel._on_signal,
-    FrameType.WINDOW_CHANGE: Channel._on_window_change,
-    FrameType.PING: Channel._on_ping,
-    FrameType.PONG: Channel._on_pong,
-    FrameType.GOODBYE: Channel._on_goodbye,
-}
