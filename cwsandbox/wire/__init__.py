@@ -1,7 +1,8 @@
 """What both sides of the wire share: plain data and sans-I/O code. Nothing in here awaits, sleeps or opens anything.
 
 - `errors`: `google.rpc.Status` and the exceptions of this package.
-- `frames`, `flow`, `stream_state`, `events`, `channel`: the exec channel. Users import from `channel`.
+- `channel`: the exec channel, and everything its users need. Below it: `frames` (the smallest units), `flow` (one
+  direction of one substream), `opening` and `stream_state` (one stream), `receiving` (incoming frames), `events`.
 - `streams`: what an OPEN carries, by kind of stream.
 - `resources`, `codec`, `openapi`: the HTTP resources, their JSON, and their description.
 - `signals`: signal names as the channel spells them.
