@@ -188,8 +188,7 @@ def _spawn(folders: Folders, env: dict[str, str]) -> _Spawned:
     root = os.path.dirname(os.path.dirname(os.path.abspath(cwsandbox.__file__)))
     gateway = ["--embedded", "--socket", folders.socket, "--ready-fd", str(ready_child)]
     gateway += ["--runtime-dir", folders.gateway_runtime, "--state-dir", folders.gateway_state]
-    if isolation := env.get("CWSANDBOX_ISOLATION"):
-        gateway += ["--isolation", isolation]
+    gateway += ["--isolation", folders.isolation]
     try:
         log_start = os.fstat(log).st_size
         subprocess.run(

@@ -22,6 +22,8 @@ if TYPE_CHECKING:
 
 RUNTIME_VARIABLE = "CWSANDBOX_RUNTIME_DIR"
 STATE_VARIABLE = "CWSANDBOX_STATE_DIR"
+ISOLATION_VARIABLE = "CWSANDBOX_ISOLATION"
+_ISOLATIONS = ("auto", "namespaces", "process")
 _SUN_PATH_BYTES = 96  # Of the 107 that Linux takes; the gateway binds a name with its process id behind it first.
 _UNWRITABLE = frozenset(
     {errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOENT, errno.ENOTDIR, errno.ENOSPC, errno.EDQUOT}
@@ -30,44 +32,50 @@ _UNWRITABLE = frozenset(
 
 @frozen
 class Folders:
-    """Where one user's embedded gateway lives. Names carry version and protocol, so that versions coexist.
+    """Where one user's embedded gateway lives.
+
+    Names carry version, protocol and a chosen isolation: gateways that differ in them coexist, so nobody who asked
+    for one isolation is served by a gateway with another.
 
     Attributes:
         runtime: Private folder for the socket and the lock; gone after a reboot.
         state: Private folder for logs and records.
+        isolation: What `CWSANDBOX_ISOLATION` asks for: "namespaces", "process", or "auto".
     """
 
     runtime: str
     state: str
+    isolation: str = "auto"
+
+    @property
+    def _stem(self) -> str:
+        chosen = "" if self.isolation == "auto" else f"-{self.isolation}"
+        return f"gateway-{__version__}-{PROTOCOL_VERSION}{chosen}"
 
     @property
     def socket(self) -> str:
         """The gateway's socket."""
-        return os.path.join(self.runtime, f"{_stem()}.sock")
+        return os.path.join(self.runtime, f"{self._stem}.sock")
 
     @property
     def lock(self) -> str:
         """The file that is locked while a gateway is started."""
-        return os.path.join(self.runtime, f"{_stem()}.lock")
+        return os.path.join(self.runtime, f"{self._stem}.lock")
 
     @property
     def gateway_runtime(self) -> str:
         """The gateway's own folder for what does not outlive the machine's next start; made by the gateway."""
-        return os.path.join(self.runtime, _stem())
+        return os.path.join(self.runtime, self._stem)
 
     @property
     def gateway_state(self) -> str:
         """The gateway's own folder for its records; made by the gateway, which locks it."""
-        return os.path.join(self.state, _stem())
+        return os.path.join(self.state, self._stem)
 
     @property
     def log(self) -> str:
         """What the gateway prints."""
-        return os.path.join(self.state, f"{_stem()}.log")
-
-
-def _stem() -> str:
-    return f"gateway-{__version__}-{PROTOCOL_VERSION}"
+        return os.path.join(self.state, f"{self._stem}.log")
 
 
 def prepare_folders(env: Mapping[str, str] | None = None) -> Folders:
@@ -78,17 +86,25 @@ def prepare_folders(env: Mapping[str, str] | None = None) -> Folders:
 
     Raises:
         CWSandboxError: A folder cannot be made, is a symbolic link, belongs to somebody else or is open to others,
-            or the socket's path would be too long. The message names the remedy.
+            or the socket's path would be too long, or the
+            chosen isolation is none. The message names the remedy.
     """
     env = os.environ if env is None else env
     runtime = _runtime_folder(env)
-    folders = Folders(runtime, _state_folder(env, runtime))
+    folders = Folders(runtime, _state_folder(env, runtime), _isolation(env))
     if len(os.fsencode(folders.socket)) > _SUN_PATH_BYTES:
         raise CWSandboxError(
             f"the socket's path {folders.socket!r} is longer than {_SUN_PATH_BYTES} bytes; "
             f"set {RUNTIME_VARIABLE} to a shorter folder"
         )
     return folders
+
+
+def _isolation(env: Mapping[str, str]) -> str:
+    isolation = env.get(ISOLATION_VARIABLE) or "auto"
+    if isolation not in _ISOLATIONS:
+        raise CWSandboxError(f"{ISOLATION_VARIABLE} must be one of {', '.join(_ISOLATIONS)}, not {isolation!r}")
+    return isolation
 
 
 def _runtime_folder(env: Mapping[str, str]) -> str:

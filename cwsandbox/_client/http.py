@@ -11,14 +11,15 @@ import enum
 import functools
 import json
 import random
+import re
 from typing import TYPE_CHECKING, Protocol
-from urllib.parse import quote
 
 import anyio
 import attrs
 from attrs import frozen
 
 from cwsandbox._client.errors import TransportError, bad_answer, request_timed_out, status_error, unreachable
+from cwsandbox.exceptions import SandboxNotFoundError
 from cwsandbox.wire import codec
 from cwsandbox.wire.errors import Status, WireError
 from cwsandbox.wire.resources import GatewayInfo, ListSandboxesResponse, Sandbox, StopSandboxRequest
@@ -34,6 +35,7 @@ if TYPE_CHECKING:
     Sandboxes = list[Sandbox]  # Api.list hides the builtin.
 
 _ATTEMPTS = 6
+_SANDBOX_ID = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]*")
 _FIRST_DELAY_SECONDS = 0.1
 _LONGEST_DELAY_SECONDS = 2.0
 _REQUESTS = 64
@@ -238,10 +240,16 @@ class Api:
             SandboxError: As in `create`.
         """
         forgiving = (("allowMissing", "true"),)
+        try:
+            path = _sandbox_path(sandbox_id)
+        except SandboxNotFoundError:
+            if allow_missing:
+                return None
+            raise
         call = _Call(
             "delete",
             "DELETE",
-            _sandbox_path(sandbox_id),
+            path,
             forgiving if allow_missing else (),
             sandbox_id=sandbox_id,
             again=() if allow_missing else forgiving,
@@ -346,4 +354,7 @@ def refusal(reply: Reply, sandbox_id: str | None = None) -> CWSandboxError:
 
 
 def _sandbox_path(sandbox_id: str) -> str:
-    return f"/v1/sandboxes/{quote(sandbox_id, safe='')}"
+    """The path of a sandbox. What cannot be an id is not found, without asking: it could name another resource."""
+    if not _SANDBOX_ID.fullmatch(sandbox_id):
+        raise SandboxNotFoundError(f"there is no sandbox {sandbox_id!r}", sandbox_id=sandbox_id)
+    return f"/v1/sandboxes/{sandbox_id}"

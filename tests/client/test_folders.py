@@ -131,3 +131,14 @@ def test_a_path_too_long_for_a_socket_is_refused(base: Path) -> None:
     env = {"CWSANDBOX_RUNTIME_DIR": f"{base}/{'x' * 80}", "CWSANDBOX_STATE_DIR": f"{base}/s"}
     with pytest.raises(CWSandboxError, match="CWSANDBOX_RUNTIME_DIR"):
         prepare_folders(env)
+
+
+def test_gateways_of_different_isolation_never_share_a_socket(tmp_path: Path) -> None:
+    def socket_for(isolation: str | None) -> str:
+        env = {"CWSANDBOX_RUNTIME_DIR": str(tmp_path / "run"), "CWSANDBOX_STATE_DIR": str(tmp_path / "state")}
+        return prepare_folders(env if isolation is None else {**env, "CWSANDBOX_ISOLATION": isolation}).socket
+
+    assert socket_for(None) == socket_for("") == socket_for("auto")
+    assert len({socket_for("auto"), socket_for("namespaces"), socket_for("process")}) == 3
+    with pytest.raises(CWSandboxError, match="CWSANDBOX_ISOLATION"):
+        socket_for("strong")

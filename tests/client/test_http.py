@@ -63,14 +63,14 @@ async def test_every_call_says_what_it_should() -> None:
         peer.handler = script
         api = client.api
         await api.create(Sandbox(), request_id="r-1", timeout=5)
-        await api.get("sb/1", timeout=5)
+        await api.get("sb-1", timeout=5)
         await api.get("sb-1", wait_for=WaitFor.TERMINAL, wait_seconds=2.5, timeout=5)
         await api.stop("sb-1", grace_period_seconds=10, timeout=5)
         await api.delete("sb-1", allow_missing=True, timeout=5)
         await api.shutdown(timeout=5)
     assert [call[:2] for call in script.calls] == [
         ("POST", "/v1/sandboxes?requestId=r-1"),
-        ("GET", "/v1/sandboxes/sb%2F1"),
+        ("GET", "/v1/sandboxes/sb-1"),
         ("GET", "/v1/sandboxes/sb-1?waitFor=terminal&timeoutSeconds=2.500"),
         ("POST", "/v1/sandboxes/sb-1:stop"),
         ("DELETE", "/v1/sandboxes/sb-1?allowMissing=true"),
@@ -78,6 +78,23 @@ async def test_every_call_says_what_it_should() -> None:
     ]
     assert all(call[2]["authorization"] == "Bearer k" for call in script.calls)
     assert json.loads(script.calls[3][3]) == {"gracePeriodSeconds": 10.0}
+
+
+@pytest.mark.parametrize("sandbox_id", ["", ".", "..", "a/b", "a?b", "a b", "sb-1:stop", "\u00e4"])
+async def test_what_cannot_be_an_id_is_not_found_and_never_sent(sandbox_id: str) -> None:
+    script = Script((200, RECORD))
+    async with serving() as peer, client_of(peer) as client:
+        peer.handler = script
+        for call in (
+            client.api.get(sandbox_id, timeout=5),
+            client.api.stop(sandbox_id, grace_period_seconds=1, timeout=5),
+            client.api.delete(sandbox_id, timeout=5),
+        ):
+            with pytest.raises(e.SandboxNotFoundError) as caught:
+                await call
+            assert caught.value.sandbox_id == sandbox_id
+        assert await client.api.delete(sandbox_id, allow_missing=True, timeout=5) is None
+    assert script.calls == []
 
 
 async def test_the_answer_is_the_record() -> None:
