@@ -133,9 +133,9 @@ def test_a_path_too_long_for_a_socket_is_refused(base: Path) -> None:
         prepare_folders(env)
 
 
-def test_gateways_of_different_isolation_never_share_a_socket(tmp_path: Path) -> None:
+def test_gateways_of_different_isolation_never_share_a_socket(base: Path) -> None:
     def socket_for(isolation: str | None) -> str:
-        env = {"CWSANDBOX_RUNTIME_DIR": str(tmp_path / "run"), "CWSANDBOX_STATE_DIR": str(tmp_path / "state")}
+        env = {"CWSANDBOX_RUNTIME_DIR": str(base / "run"), "CWSANDBOX_STATE_DIR": str(base / "state")}
         return prepare_folders(env if isolation is None else {**env, "CWSANDBOX_ISOLATION": isolation}).socket
 
     assert socket_for(None) == socket_for("") == socket_for("auto")
