@@ -210,11 +210,12 @@ async def _body(request: Request) -> bytes:
     """Read a body of bounded size."""
     parts: list[bytes] = []
     size = 0
-    async for part in request.stream():
-        size += len(part)
-        if size > BODY_BYTES:
-            raise error(Code.RESOURCE_EXHAUSTED, f"the body is larger than {BODY_BYTES} bytes")
-        parts.append(part)
+    async with contextlib.aclosing(request.stream()) as stream:
+        async for part in stream:
+            size += len(part)
+            if size > BODY_BYTES:
+                raise error(Code.RESOURCE_EXHAUSTED, f"the body is larger than {BODY_BYTES} bytes")
+            parts.append(part)
     return b"".join(parts)
 
 

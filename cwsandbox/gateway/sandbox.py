@@ -250,7 +250,7 @@ class LiveSandbox:
         """Run a helper of `run_in`; a failure of its own must not end the sandbox's task."""
         try:
             await function(argument)  # type: ignore[misc]
-        except BoxGoneError:
-            pass
+        except (BoxGoneError, anyio.ClosedResourceError, anyio.BrokenResourceError):
+            pass  # The box ended under it.
         except Exception:
             _log.exception("sandbox %s: %s failed", self.record.sandbox_id, function.__name__)

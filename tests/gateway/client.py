@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import contextlib
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import anyio
 import anyio.abc
 
 from cwsandbox.wire import channel as wire
 from cwsandbox.wire.channel import Channel, Role, Stream, StreamKind
-from cwsandbox.wire.errors import Status
+
+if TYPE_CHECKING:
+    from cwsandbox.wire.errors import Status
 
 
 class AsgiSocket:

@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import contextlib
 import tempfile
-from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import anyio
 import anyio.abc
@@ -16,7 +15,6 @@ from attrs import Factory, define
 
 from cwsandbox.gateway.app import Gateway, make_app
 from cwsandbox.gateway.auth import Peer, PeerAuthenticator
-from cwsandbox.gateway.sandbox import LiveSandbox
 from cwsandbox.gateway.service import Directories, Limits, Service
 from cwsandbox.gateway.store import Store
 from cwsandbox.wire.channel import StreamKind
@@ -24,6 +22,11 @@ from cwsandbox.wire.resources import Container, SandboxSpec
 from cwsandbox.wire.streams import ExecOpen
 from tests.gateway.client import ChannelClient, Result
 from tests.gateway.hostrunner import HostRunner
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator, Iterator
+
+    from cwsandbox.gateway.sandbox import LiveSandbox
 
 ME = "uid:1000"
 SLEEP = ("sleep", "1000")

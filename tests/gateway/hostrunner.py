@@ -6,10 +6,8 @@ import contextlib
 import os
 import signal
 import subprocess
-from collections.abc import Sequence
 from pathlib import Path
-from types import TracebackType
-from typing import Self
+from typing import TYPE_CHECKING, Self
 
 import anyio
 import anyio.abc
@@ -26,6 +24,10 @@ from cwsandbox.runners.base import (
     RunnerError,
     TerminalSize,
 )
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+    from types import TracebackType
 
 
 class HostSink:

@@ -13,7 +13,8 @@ async def test_a_command_gives_its_output_and_exit_status(world: World) -> None:
     client = await world.client()
     result = await execute(client, sandbox, "sh", "-c", "echo out; echo err >&2; exit 7").wait()
     assert (result.stdout, result.stderr, result.status) == (b"out\n", b"err\n", 7)
-    assert result.confirmed is not None and result.confirmed["pid"] > 0
+    assert result.confirmed is not None
+    assert result.confirmed["pid"] > 0
     assert result.eof == {0, 1}
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from pathlib import Path
+from typing import TYPE_CHECKING
 
 import anyio
 import anyio.lowlevel
@@ -16,6 +16,9 @@ from cwsandbox.wire.errors import Code, Reason
 from cwsandbox.wire.resources import State
 from tests.gateway.conftest import ME, World, open_world, spec_of
 from tests.gateway.hostrunner import HostRunner
+
+if TYPE_CHECKING:
+    from pathlib import Path
 
 
 async def ended(world: World, sandbox_id: str) -> State:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import signal
-from pathlib import Path
+from typing import TYPE_CHECKING
 
 import anyio
 
@@ -12,7 +12,11 @@ from cwsandbox.gateway.service import Limits
 from cwsandbox.wire.channel import WINDOW_BYTES, StreamKind
 from cwsandbox.wire.errors import Code, Reason
 from tests.gateway.conftest import ME, World, execute, open_world, spec_of
-from tests.gateway.hostrunner import HostCommand
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from tests.gateway.hostrunner import HostCommand
 
 MIB = 1024 * 1024
 

@@ -1,0 +1,213 @@
+"""Files over the application's exec channel, and what the main command printed."""
+
+from __future__ import annotations
+
+import os
+import re
+from datetime import UTC, datetime, timedelta
+from typing import TYPE_CHECKING
+
+import anyio
+import pytest
+
+from cwsandbox.gateway.mainlog import Entry, MainLog, tail
+from cwsandbox.wire.channel import StreamKind
+from cwsandbox.wire.errors import Code, Reason
+from cwsandbox.wire.streams import LogsOpen, ReadOpen, WriteOpen
+from tests.gateway.conftest import spec_of
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from cwsandbox.gateway.sandbox import LiveSandbox
+    from tests.gateway.client import ChannelClient, Result
+    from tests.gateway.conftest import World
+
+
+async def write(client: ChannelClient, result: Result, data: bytes) -> Result:
+    at = 0
+    while at < len(data) and not result.ended.is_set():
+        room = min(result.stream.room(), len(data) - at)
+        if not room:
+            await result.news.wait()
+            continue
+        result.stream.send(data[at : at + room])
+        at += room
+        client.wake()
+    result.stream.send_eof()
+    client.wake()
+    return await result.wait()
+
+
+class TestFiles:
+    @pytest.mark.parametrize("size", [0, 1, 300_000, 5_000_000])
+    async def test_a_file_goes_in_and_comes_out(self, world: World, folder: Path, size: int) -> None:
+        sandbox, client = await world.sandbox(), await world.client()
+        data, path = os.urandom(size), str(folder / "file")
+        opened = client.open(
+            StreamKind.WRITE, WriteOpen(sandbox_id=sandbox.record.sandbox_id, path=path, size=size), "w"
+        )
+        assert (await write(client, opened, data)).status == 0
+        read = client.open(StreamKind.READ, ReadOpen(sandbox_id=sandbox.record.sandbox_id, path=path), "r")
+        await read.wait()
+        assert (read.stdout, read.status, read.confirmed) == (data, 0, {"size": size})
+
+    async def test_a_write_that_is_given_up_leaves_the_old_file(self, world: World, folder: Path) -> None:
+        sandbox, client = await world.sandbox(), await world.client()
+        path = folder / "file"
+        path.write_bytes(b"old")
+        opened = client.open(StreamKind.WRITE, WriteOpen(sandbox_id=sandbox.record.sandbox_id, path=str(path)))
+        opened.stream.send(b"new")
+        client.wake()
+        await opened.confirmed_event.wait()
+        opened.stream.close()
+        client.wake()
+        await opened.wait()
+        assert path.read_bytes() == b"old"
+        assert min(os.listdir(folder)) == "file"
+        assert not (folder / "file.part").exists()
+
+    async def test_a_write_of_another_size_than_announced_is_not_made(self, world: World, folder: Path) -> None:
+        sandbox, client = await world.sandbox(), await world.client()
+        path = str(folder / "file")
+        opened = client.open(StreamKind.WRITE, WriteOpen(sandbox_id=sandbox.record.sandbox_id, path=path, size=10))
+        result = await write(client, opened, b"four")
+        assert result.failure is not None
+        assert result.failure.metadata["filepath"] == path
+        assert not os.path.exists(path)
+
+    @pytest.mark.parametrize(
+        ("path", "code", "reason"),
+        [
+            ("/no/such/file", Code.NOT_FOUND, Reason.FILE_NOT_FOUND),
+            ("/tmp", Code.FAILED_PRECONDITION, Reason.FILE_IS_DIRECTORY),
+            ("/proc/self/mem/x", Code.INTERNAL, Reason.FILE_IO_FAILED),
+        ],
+    )
+    async def test_errors_of_files_are_typed(self, world: World, path: str, code: Code, reason: Reason) -> None:
+        sandbox, client = await world.sandbox(), await world.client()
+        result = await client.open(
+            StreamKind.READ, ReadOpen(sandbox_id=sandbox.record.sandbox_id, path=path), "r"
+        ).wait()
+        assert result.failure is not None
+        assert (result.failure.code, result.failure.reason) == (code, reason)
+        assert result.failure.metadata["filepath"] == path
+
+    async def test_permission_denied_is_typed(self, world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+        sandbox, client = await world.sandbox(), await world.client()
+
+        async def refuse(path: str) -> None:
+            raise PermissionError(13, "Permission denied")
+
+        monkeypatch.setattr(world.runner.boxes[sandbox.record.sandbox_id], "open_file", refuse)
+        result = await client.open(StreamKind.READ, ReadOpen(sandbox_id=sandbox.record.sandbox_id, path="/x")).wait()
+        assert result.failure is not None
+        assert result.failure.reason == Reason.FILE_PERMISSION_DENIED
+
+    async def test_a_transfer_has_its_own_limit(self, world: World, folder: Path) -> None:
+        sandbox, client = await world.sandbox(), await world.client()
+        path = str(folder / "file")
+        opened = client.open(
+            StreamKind.WRITE, WriteOpen(sandbox_id=sandbox.record.sandbox_id, path=path, timeout_seconds=0.1)
+        )
+        result = await opened.wait()
+        assert result.failure is not None
+        assert result.failure.code is Code.DEADLINE_EXCEEDED
+        assert not os.path.exists(path)
+
+    async def test_files_of_an_ended_sandbox_cannot_be_read(self, world: World) -> None:
+        sandbox, client = await world.sandbox(), await world.client()
+        world.service.stop(sandbox.record.principal, sandbox.record.sandbox_id, 0)
+        result = await client.open(StreamKind.READ, ReadOpen(sandbox_id=sandbox.record.sandbox_id, path="/x")).wait()
+        assert result.failure is not None
+        assert result.failure.reason == Reason.SANDBOX_NOT_RUNNING
+
+
+PRINTER = ("sh", "-c", "echo one; echo two >&2; echo three; sleep 1000")
+
+
+async def printed(sandbox: LiveSandbox, size: int) -> None:
+    with anyio.fail_after(10):
+        snapshot = await sandbox.log.read()
+        while sum(len(entry.data) for entry in snapshot.entries) < size:
+            await sandbox.log.wait_beyond(snapshot.position)
+            snapshot = await sandbox.log.read()
+
+
+def logs(client: ChannelClient, sandbox: LiveSandbox, **fields: object) -> Result:
+    return client.open(StreamKind.LOGS, LogsOpen(sandbox_id=sandbox.record.sandbox_id, **fields))  # type: ignore[arg-type]
+
+
+class TestLogs:
+    async def test_what_main_printed(self, world: World) -> None:
+        sandbox, client = await world.sandbox(*PRINTER), await world.client()
+        await printed(sandbox, 14)
+        result = await logs(client, sandbox).wait()
+        assert sorted(result.stdout.splitlines()) == [b"one", b"three", b"two"]
+        assert result.status == 0
+
+    async def test_the_tail(self, world: World) -> None:
+        sandbox, client = await world.sandbox("sh", "-c", "seq 100; sleep 1000"), await world.client()
+        await printed(sandbox, 292)
+        assert (await logs(client, sandbox, tail_lines=2).wait()).stdout == b"99\n100\n"
+        assert (await logs(client, sandbox, tail_lines=1000).wait()).stdout.startswith(b"1\n2\n")
+
+    async def test_since_and_timestamps(self, world: World) -> None:
+        sandbox, client = await world.sandbox("sh", "-c", "echo a; sleep 1000"), await world.client()
+        await printed(sandbox, 2)
+        later = datetime.now(UTC) + timedelta(seconds=5)
+        assert (await logs(client, sandbox, since_time=later).wait()).stdout == b""
+        stamped = (await logs(client, sandbox, timestamps=True).wait()).stdout
+        assert re.fullmatch(rb"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d\.\d{6}Z a\n", stamped)
+
+    async def test_following_ends_with_the_sandbox(self, world: World) -> None:
+        sandbox = await world.sandbox("sh", "-c", "trap 'echo bye; exit' TERM; echo hi; while :; do sleep 0.01; done")
+        client = await world.client()
+        result = logs(client, sandbox, follow=True)
+        await result.wait_output(3)
+        world.service.stop(sandbox.record.principal, sandbox.record.sandbox_id, 10)
+        await result.wait()
+        assert (result.stdout, result.status) == (b"hi\nbye\n", 0)
+
+    async def test_history_of_an_ended_sandbox(self, world: World) -> None:
+        sandbox, client = await world.service.create("uid:1000", spec_of("echo", "was here")), await world.client()
+        await world.service.wait_for("uid:1000", sandbox.record.sandbox_id, "terminal", 10)
+        assert (await logs(client, sandbox).wait()).stdout == b"was here\n"
+        refused = await logs(client, sandbox, follow=True).wait()
+        assert refused.failure is not None
+        assert refused.failure.reason == Reason.SANDBOX_NOT_RUNNING
+
+    async def test_a_reader_that_gives_up_ends_the_stream(self, world: World) -> None:
+        sandbox, client = await world.sandbox(), await world.client()
+        result = logs(client, sandbox, follow=True)
+        await result.confirmed_event.wait()
+        result.stream.close()
+        client.wake()
+        await result.wait()
+
+
+class TestMainLog:
+    async def test_it_keeps_the_end_within_its_limit(self, folder: Path) -> None:
+        log = MainLog(str(folder / "log"), limit_bytes=10_000)
+        for number in range(1000):
+            await log.append(b"%04d" % number * 10)
+        snapshot = await log.read()
+        assert snapshot.position == 1000
+        assert snapshot.entries[-1].data == b"0999" * 10
+        assert snapshot.oldest == 1000 - len(snapshot.entries)
+        assert sum(entry.stat().st_size for entry in os.scandir(folder) if entry.name.startswith("log")) < 11_000
+        assert len(snapshot.entries) > 90
+        again = MainLog.reopen(str(folder / "log"))
+        assert [entry.data for entry in (await again.read()).entries] == [entry.data for entry in snapshot.entries]
+        await log.remove()
+        assert [name for name in os.listdir(folder) if name.startswith("log") and name != "logs"] == []
+
+    def test_tails(self) -> None:
+        entries = tuple(Entry(0, data) for data in (b"a\nb", b"c\n", b"d\ne\n", b"f"))
+        assert [b"".join(entry.data for entry in tail(entries, lines)) for lines in (1, 2, 3, 9)] == [
+            b"f",
+            b"e\nf",
+            b"d\ne\nf",
+            b"a\nbc\nd\ne\nf",
+        ]
+        assert tail((), 3) == ()

@@ -1,0 +1,224 @@
+"""What keeps and what ends: the store, the reaper, a restart."""
+
+from __future__ import annotations
+
+import sqlite3
+import stat
+from typing import TYPE_CHECKING
+
+import anyio
+import pytest
+
+from cwsandbox.gateway import reaper
+from cwsandbox.gateway.service import Limits
+from cwsandbox.gateway.store import Store
+from cwsandbox.wire.errors import Code
+from cwsandbox.wire.resources import State
+from tests.gateway.conftest import ME, execute, open_world, spec_of
+from tests.gateway.hostrunner import HostRunner
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from cwsandbox.gateway.sandbox import LiveSandbox
+    from tests.gateway.conftest import World
+
+
+class TestStore:
+    async def test_what_was_flushed_is_there_and_private(self, folder: Path) -> None:
+        path = folder / "db"
+        async with Store.open(str(path)) as store:
+            for number in range(100):
+                store.put(f"s{number}", f"body {number}")
+            store.put("s0", "newer")
+            store.delete("s1")
+            store.put_detached("s2", "x")
+            await store.flush()
+            async with Store.open(str(path)) as other:
+                stored = await other.load()
+            assert len(stored.records) == 99
+            assert "newer" in stored.records
+            assert stored.detached == {("s2", "x")}
+            assert {stat.S_IMODE(file.stat().st_mode) for file in folder.glob("db*")} == {0o600}
+
+    async def test_leaving_writes_what_is_left(self, folder: Path) -> None:
+        async with Store.open(str(folder / "db")) as store:
+            store.put("a", "body")
+        async with Store.open(str(folder / "db")) as store:
+            assert (await store.load()).records == ("body",)
+
+    async def test_a_failed_write_is_reported_and_made_up_for(
+        self, folder: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        async with Store.open(str(folder / "db")) as store:
+            with monkeypatch.context() as broken:
+
+                def fail(*args: object) -> None:
+                    raise sqlite3.OperationalError("disk full")
+
+                broken.setattr(store, "_write", fail)
+                store.put("a", "1")
+                with pytest.raises(sqlite3.OperationalError):
+                    await store.flush()
+            store.put("b", "2")
+            await store.flush()
+            assert set((await store.load()).records) == {"1", "2"}
+
+    async def test_something_else_than_a_database(self, folder: Path) -> None:
+        (folder / "db").write_bytes(b"not a database" * 100)
+        with pytest.raises(sqlite3.Error):
+            async with Store.open(str(folder / "db")):
+                pass
+
+
+async def ended(world: World, sandbox_id: str) -> State:
+    with anyio.fail_after(15):
+        return (await world.service.wait_for(ME, sandbox_id, "terminal", 10)).record.state
+
+
+async def over(world: World, sandbox: LiveSandbox) -> None:
+    """Wait for the end without using the sandbox."""
+    with anyio.fail_after(10):
+        while not sandbox.terminal:
+            await world.service.population.wait()
+
+
+class TestReaper:
+    async def test_a_lifetime_ends_the_sandbox(self, world: World) -> None:
+        world.tasks.start_soon(reaper.reap, world.service)
+        sandbox = await world.sandbox(max_lifetime_seconds=0.2)
+        other = await world.sandbox(max_lifetime_seconds=100)
+        assert await ended(world, sandbox.record.sandbox_id) is State.TERMINATED
+        assert "lifetime" in sandbox.record.state_reason
+        assert other.record.state is State.RUNNING
+
+    async def test_an_unused_sandbox_is_ended_and_a_used_one_is_not(self, folder: Path) -> None:
+        async with open_world(folder, limits=Limits(idle_seconds=0.3)) as world:
+            world.tasks.start_soon(reaper.reap, world.service)
+            unused, used = await world.sandbox(), await world.sandbox()
+            client = await world.client()
+            result = execute(client, used, "sleep", "1000", stdin=True)
+            await result.confirmed_event.wait()
+            await over(world, unused)
+            assert "not used" in unused.record.state_reason
+            assert used.record.state is State.RUNNING
+            result.stream.close()
+            client.wake()
+            await over(world, used)
+
+    async def test_ended_sandboxes_are_forgotten_in_time(self, folder: Path) -> None:
+        async with open_world(folder, limits=Limits(retention_seconds=0.1)) as world:
+            world.tasks.start_soon(reaper.reap, world.service)
+            sandbox = await world.service.create(ME, spec_of("echo", "hi"))
+            await ended(world, sandbox.record.sandbox_id)
+            with anyio.fail_after(5):
+                while list(world.service.sandboxes()):
+                    await anyio.sleep(0.02)
+            await world.store.flush()
+            assert (await world.store.load()).records == ()
+
+    async def test_only_so_many_ended_ones_are_kept(self, folder: Path) -> None:
+        async with open_world(folder, limits=Limits(ended_records=2)) as world:
+            made = []
+            for _ in range(4):
+                made.append(await world.service.create(ME, spec_of("true")))
+                await ended(world, made[-1].record.sandbox_id)
+            reaper.sweep(world.service)
+            assert list(world.service.sandboxes()) == made[2:]
+
+    async def test_it_sleeps_until_something_is_due(self, world: World) -> None:
+        await world.sandbox(max_lifetime_seconds=500)
+        assert 490 < reaper.sweep(world.service) <= 500
+        await world.sandbox()
+        assert 490 < reaper.sweep(world.service) <= 500
+
+
+class TestRestart:
+    """A service that ends without its boxes, as when its process is killed, and its successor."""
+
+    async def survivors(self, folder: Path, runner: HostRunner, *argvs: tuple[str, ...]) -> list[str]:
+        """Make sandboxes, copy the disk as it is, and keep the boxes."""
+        async with Store.open(str(folder / "sandboxes.sqlite")) as store:
+            scratch = folder / "first"
+            (scratch / "logs").mkdir(parents=True)
+            first = HostRunner()
+            async with open_world(scratch, first) as world:
+                made = [await world.sandbox(*argv) for argv in argvs]
+                for sandbox in made:
+                    await sandbox.log.wait_beyond(0)
+                await world.store.flush()
+                for number, body in enumerate((await world.store.load()).records):
+                    store.put(f"{number}", body)
+                runner.survivors = list(first.boxes.values())
+                first.boxes.clear()
+                for box in runner.survivors:
+                    box._runner = runner  # type: ignore[attr-defined]
+                    runner.boxes[box.sandbox_id] = box  # type: ignore[assignment]
+
+                    async def kept(grace: float) -> None:
+                        raise RuntimeError("the old gateway is dead")
+
+                    box.stop, box.kept_stop = kept, box.stop  # type: ignore[attr-defined,method-assign]
+            for box in runner.survivors:
+                box.stop = box.kept_stop  # type: ignore[attr-defined,method-assign]
+            return [sandbox.record.sandbox_id for sandbox in made]
+
+    async def test_survivors_run_on_and_the_others_are_failed(self, folder: Path) -> None:
+        runner = HostRunner()
+        alive, dead = await self.survivors(
+            folder, runner, ("sh", "-c", "echo a; sleep 1000"), ("sh", "-c", "echo b; sleep 1000")
+        )
+        await runner.boxes.pop(dead).lose()
+        runner.survivors = [box for box in runner.survivors if box.sandbox_id == alive]
+        async with open_world(folder, runner) as world:
+            assert world.service.get(ME, alive).record.state is State.RUNNING
+            record = world.service.get(ME, dead).record
+            assert (record.state, "restart" in record.state_reason) == (State.FAILED, True)
+            client = await world.client()
+            result = await execute(client, world.service.get(ME, alive), "echo", "still here").wait()
+            assert result.stdout == b"still here\n"
+            newer = await world.sandbox()
+            assert newer.record.sequence > record.sequence
+            await world.service.delete(ME, alive)
+        assert runner.boxes == {}
+
+    async def test_a_box_without_a_record_is_removed(self, folder: Path) -> None:
+        runner = HostRunner()
+        (stray,) = await self.survivors(folder, runner, ("sh", "-c", "echo a; sleep 1000"))
+        (folder / "sandboxes.sqlite").unlink()
+        async with open_world(folder, runner) as world:
+            assert runner.boxes == {}
+            with pytest.raises(Exception, match=stray):
+                world.service.get(ME, stray)
+
+    async def test_commands_of_the_dead_gateway_are_killed_and_their_streams_lost(self, folder: Path) -> None:
+        runner = HostRunner()
+        (alive,) = await self.survivors(folder, runner, ("sh", "-c", "echo a; sleep 1000"))
+        from cwsandbox.runners.base import ExecSpec
+
+        left = await runner.boxes[alive].exec(ExecSpec(exec_id="x1", argv=("sleep", "1000")))
+        async with open_world(folder, runner) as world:
+            with anyio.fail_after(5):
+                await left.killed.wait()
+            client = await world.client()
+            result = execute(client, world.service.get(ME, alive), "sleep", "1000", exec_id="x1")
+            result.stream.confirmed = result.stream._heard = True  # By the dead gateway.
+            client.mux = client.mux.resume()
+            client.socket.drop()
+            await client.reconnect()
+            await result.wait()
+            assert result.failure is not None
+            assert result.failure.code is Code.ABORTED
+
+    async def test_detached_commands_survive_a_restart(self, folder: Path) -> None:
+        runner = HostRunner()
+        (alive,) = await self.survivors(folder, runner, ("sh", "-c", "echo a; sleep 1000"))
+        from cwsandbox.runners.base import ExecSpec
+
+        kept = await runner.boxes[alive].exec(ExecSpec(exec_id="x2", argv=("sleep", "1000")))
+        async with Store.open(str(folder / "sandboxes.sqlite")) as store:
+            store.put_detached(alive, "x2")
+        async with open_world(folder, runner) as world:
+            await anyio.wait_all_tasks_blocked()
+            assert kept.process.returncode is None
+            assert world.service.get(ME, alive).record.state is State.RUNNING
