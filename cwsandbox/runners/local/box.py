@@ -377,6 +377,8 @@ class LocalBox:
                 await anyio.wait_readable(self._pidfd)
             self._kill_agent()
         await anyio.wait_readable(self._pidfd)
+        for command in self._commands.values():
+            command._settle()
         with anyio.move_on_after(_BOX_HAS_ITS_END_SECONDS):
             await self.swept.wait()
         with contextlib.suppress(OSError):

@@ -90,8 +90,16 @@ class LocalCommand:
                 source.command_exited()
 
     def _box_ended(self) -> None:
-        """There will be no exit status any more; the streams end by themselves."""
+        """There will be no exit status any more."""
         self._ended.set()
+
+    def _settle(self) -> None:
+        """The box's processes are gone: what they wrote can still be read, without its descriptors."""
+        for source in (self._stdout, self._stderr):
+            if source is not None:
+                source.settle()
+        if self._stdin is not None:
+            self._stdin.close()
 
     async def wait(self) -> ExitStatus:
         """Wait for the first process to end. Cancelling stops waiting only.

@@ -45,6 +45,7 @@ class PipeSource:
         self._left: int | None = None
         self._received = 0
         self._ended = False
+        self._settled: bytes | None = None
 
     def command_exited(self) -> None:
         """Called when the command's first process is gone; the stream ends with what it holds now.
@@ -69,15 +70,9 @@ class PipeSource:
             data = self._read(max_bytes)
             if data is not None:
                 break
-            try:
+            # Woken by data, by the exit of the command, by `settle`, or by `close`: all are seen by reading.
+            with contextlib.suppress(anyio.ClosedResourceError):
                 await anyio.wait_readable(self._fd)
-            except anyio.ClosedResourceError:
-                if self._fd < 0:
-                    raise
-            except OSError:
-                # Hung-up terminals can only be read, not watched.
-                if self._fd < 0:
-                    raise anyio.ClosedResourceError from None
         if not data:
             self._ended = True
             self.close()
@@ -87,6 +82,9 @@ class PipeSource:
 
     def _read(self, max_bytes: int) -> bytes | None:
         """Some bytes, none at the end, None if there are none yet."""
+        if self._settled is not None:
+            data, self._settled = self._settled[:max_bytes], self._settled[max_bytes:]
+            return data
         if self._ended or self._left == 0:
             return b""
         if self._fd < 0:
@@ -104,6 +102,16 @@ class PipeSource:
             self._left -= len(data)
         self._count(len(data))
         return data
+
+    def settle(self) -> None:
+        """Called when nothing can write any more: keep what is there, and let go of the descriptor."""
+        if self._fd < 0:
+            return
+        parts: list[bytes] = []
+        while sum(map(len, parts)) < _LARGE_PIPE_BYTES and (data := self._read(_LARGE_PIPE_BYTES)):
+            parts.append(data)
+        self._settled = b"".join(parts)
+        self.close()
 
     def set_terminal_size(self, columns: int, rows: int) -> None:
         """Set a terminal's size in characters; the programs in its foreground get SIGWINCH."""
@@ -130,11 +138,6 @@ class PipeSource:
     async def aclose(self) -> None:
         """Let go of the stream; what it still holds is not read."""
         self.close()
-
-    def __del__(self) -> None:
-        # A box that ended leaves its streams readable; whoever forgot to close them must not leak descriptors.
-        if self._fd >= 0:
-            os.close(self._fd)
 
 
 class PipeSink:
@@ -194,7 +197,3 @@ class PipeSink:
                 os.write(self._fd, _END_OF_TRANSMISSION)
         self.close()
         self._on_close()
-
-    def __del__(self) -> None:
-        if self._fd >= 0:
-            os.close(self._fd)

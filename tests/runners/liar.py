@@ -1,0 +1,57 @@
+"""An agent that lies: listens where a box's agent would, and answers with what it is told to.
+
+Usage: liar.py SOCKET KIND
+"""
+
+from __future__ import annotations
+
+import os
+import socket
+import sys
+
+from cwsandbox.runners.local import protocol
+
+HELLO = protocol.encode({"event": "hello", "info": {"sandbox_id": "liar"}, "level": "namespaces", "commands": 0})
+
+
+def answer(connection: socket.socket, kind: str, request: int) -> None:
+    null, (read, _) = os.open("/dev/null", os.O_RDWR), os.pipe()
+    started = protocol.encode({"id": request, "pid": 2})
+    lies = {
+        "not a message": (b"\0", []),
+        "not json": (b"\0\0\0\1{", []),
+        "not an object": (b"\0\0\0\2[]", []),
+        "a wrong length": (b"\xff\xff\xff\0{}", []),
+        "a deep nest": (protocol._LENGTH.pack(90000) + b"[" * 90000, []),
+        "an unknown event": (protocol.encode({"event": "surprise"}), [read]),
+        "no event at all": (protocol.encode({}), []),
+        "too few streams": (started, [read]),
+        "streams that are none": (started, [null, null]),
+        "too many streams": (started, [read, read, read]),
+        "more descriptors than fit": (started, [read] * 100),
+        "a pid that is none": (protocol.encode({"id": request, "pid": "x"}), [read, read]),
+        "an exit that is none": (protocol.encode({"event": "exit", "exec": "e", "status": 10**9}), []),
+        "a message in memory": (b"\xff\xff\xff\xff", [null]),
+        "the end": (b"", []),
+    }
+    data, fds = lies[kind]
+    if data:
+        socket.send_fds(connection, [data], fds) if fds else connection.send(data)
+    connection.shutdown(socket.SHUT_WR) if kind == "the end" else None
+
+
+def main(path: str, kind: str) -> None:
+    with socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET) as listener:
+        listener.bind(path)
+        listener.listen()
+        print("listening", flush=True)
+        connection, _ = listener.accept()
+        connection.send(HELLO)
+        message = protocol.receive(connection, large=True)
+        assert message is not None
+        answer(connection, kind, message.body["id"])
+        protocol.receive(connection, large=True)
+
+
+if __name__ == "__main__":
+    main(*sys.argv[1:])

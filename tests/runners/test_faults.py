@@ -1,0 +1,134 @@
+"""Agents that lie, resources that run out, descriptors that must not leak."""
+
+from __future__ import annotations
+
+import os
+import sys
+from pathlib import Path
+
+import anyio
+import pytest
+
+from cwsandbox.runners.base import BoxGoneError, ExecSpec, Limits, RunnerError
+from cwsandbox.runners.local.link import connect
+from tests.runners.conftest import box_spec
+from tests.runners.support import FINISH_SECONDS, exec_id, read_until, run, shell
+
+REPOSITORY = Path(__file__).parents[2]
+LIES = [
+    "not a message",
+    "not json",
+    "not an object",
+    "a wrong length",
+    "a deep nest",
+    "an unknown event",
+    "no event at all",
+    "too few streams",
+    "streams that are none",
+    "too many streams",
+    "more descriptors than fit",
+    "a pid that is none",
+    "an exit that is none",
+    "a message in memory",
+    "the end",
+]
+
+
+def descriptors() -> int:
+    return len(os.listdir("/proc/self/fd"))
+
+
+@pytest.mark.parametrize("lie", LIES)
+async def test_an_agent_that_lies_fails_its_own_box_only(runner, box, runtime_dir, lie) -> None:
+    path = runtime_dir / "liar.sock"
+    process = await anyio.open_process(
+        [sys.executable, "-m", "tests.runners.liar", str(path), lie], cwd=REPOSITORY, stderr=None
+    )
+    async with process:
+        await read_until(process.stdout, b"listening")
+        before = descriptors()
+        liar = runner._hold("liar", connect(str(path)))
+        liar.swept.set()
+        with anyio.fail_after(FINISH_SECONDS):
+            assert await liar.wait_listed()
+            with pytest.raises(BoxGoneError):
+                await liar.exec(ExecSpec("e", ("true",)))
+            await process.wait()
+            await liar.wait_gone()
+        assert descriptors() <= before
+    assert (await run(box, "echo", "unharmed")).text == "unharmed\n"
+
+
+async def test_a_thousand_commands_leak_no_descriptors(box) -> None:
+    if os.geteuid() != 0:
+        pytest.skip("only root may look at the agent's descriptors")
+    await run(box, "true", stdin=b"")
+    agent = f"/proc/{box._agent_pid}/fd"
+    before, agent_before = descriptors(), len(os.listdir(agent))
+    for _ in range(50):
+        async with anyio.create_task_group() as tasks:
+            for _ in range(20):
+                tasks.start_soon(_run_and_forget, box)
+    with anyio.fail_after(FINISH_SECONDS):
+        while len(os.listdir(agent)) > agent_before:
+            await anyio.sleep(0.01)  # What was forgotten is closed when the agent has read its end.
+    assert descriptors() == before
+
+
+async def _run_and_forget(box) -> None:
+    command = await box.exec(ExecSpec(exec_id(), ("true",), stdin=True))
+    await command.wait()
+    await command.aclose()
+
+
+async def test_boxes_leak_no_descriptors_here(runner) -> None:
+    for number in range(12):
+        box = await runner.create(box_spec())
+        await box.stop(0)
+        if number == 1:
+            before = descriptors()
+    assert descriptors() == before
+
+
+async def test_a_full_box_says_so_and_can_still_be_emptied(runner) -> None:
+    if "processes" not in runner.capabilities().enforced_limits:
+        pytest.skip("the number of processes is not limited here")
+    box = await runner.create(box_spec(limits=Limits(processes=20)))
+    try:
+        hog = await box.exec(
+            ExecSpec("hog", ("python3", "-c", "import os\nwhile 1:\n try: os.fork()\n except OSError: pass"))
+        )
+        with anyio.fail_after(FINISH_SECONDS):
+            with pytest.raises(RunnerError, match="out of processes"):
+                while True:
+                    command = await box.exec(ExecSpec(exec_id(), ("true",)))
+                    await command.wait()
+                    await command.aclose()
+            await hog.kill()
+            assert (await run(box, "echo", "room")).text == "room\n"
+        await hog.aclose()
+    finally:
+        await box.stop(0)
+
+
+async def test_a_fork_bomb_is_killed_or_the_sandbox_ends(runner) -> None:
+    box = await runner.create(box_spec(limits=Limits(processes=500)))
+    try:
+        bomb = await box.exec(
+            ExecSpec("bomb", ("python3", "-c", "import os\nwhile 1:\n try: os.fork()\n except OSError: pass"))
+        )
+        await anyio.sleep(0.3)
+        with anyio.fail_after(FINISH_SECONDS):
+            await bomb.kill()
+        await bomb.aclose()
+    finally:
+        await box.stop(0)
+
+
+async def test_a_daemon_that_floods_a_forgotten_pipe_does_not_slow_its_agent_to_a_halt(box) -> None:
+    command = await box.exec(ExecSpec("flood", ("sh", "-c", "yes & echo started")))
+    await command.wait()
+    await command.aclose()
+    with anyio.fail_after(FINISH_SECONDS):
+        for _ in range(20):
+            assert (await shell(box, "echo still here")).text == "still here\n"
