@@ -118,14 +118,13 @@ async def test_wrong_arguments_raise_before_the_await(asb: Sandbox) -> None:
 
 
 def test_a_huge_argument_list(usable: Sandbox) -> None:
-    with pytest.raises(SandboxError) as caught:
-        usable.exec(["true", *["x" * 100_000] * 50]).result(timeout=30)
-    assert isinstance(caught.value, SandboxExecutionError)
+    result = usable.exec(["true", *["x" * 100_000] * 50]).result(timeout=30)
+    assert (result.returncode, result.stderr) == (126, "true: Argument list too long\n")
 
 
 def test_a_huge_single_argument(usable: Sandbox) -> None:
-    with pytest.raises(SandboxExecutionError):
-        usable.exec(["true", "x" * 200_000]).result(timeout=30)
+    result = usable.exec(["true", "x" * 200_000]).result(timeout=30)
+    assert (result.returncode, result.stderr) == (126, "true: Argument list too long\n")
 
 
 def test_an_argument_list_of_many_small_arguments(usable: Sandbox) -> None:
@@ -202,7 +201,7 @@ def test_contents_of_a_wrong_type(usable: Sandbox, contents: Any) -> None:
 
 
 def test_a_folder_without_permission(usable: Sandbox) -> None:
-    for path in ("/proc/1/environ/x", "/sys/kernel/x", "/proc/x"):
+    for path in ("/proc/1/environ/x", "/proc/x", "/dev/null/x"):
         with pytest.raises(SandboxFileError) as caught:
             usable.write_file(path, b"x").result()
         assert caught.value.filepath == path

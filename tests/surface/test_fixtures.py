@@ -114,7 +114,21 @@ async def test_session(session):
 @pytest.mark.parametrize(
     ("program", "options", "count"),
     [
-        pytest.param(ASYNCIO, ["-p", "no:trio", "-p", "no:anyio", "-o", "asyncio_mode=strict"], 4, id="pytest-asyncio"),
+        pytest.param(
+            ASYNCIO,
+            [
+                "-p",
+                "no:trio",
+                "-p",
+                "no:anyio",
+                "-o",
+                "asyncio_mode=strict",
+                "-o",
+                "asyncio_default_fixture_loop_scope=function",
+            ],
+            4,
+            id="pytest-asyncio",
+        ),
         pytest.param(TRIO, ["-p", "no:asyncio", "-p", "no:anyio", "-o", "trio_mode=true"], 4, id="pytest-trio"),
         pytest.param(ANYIO, ["-p", "no:asyncio", "-p", "no:trio"], 6, id="anyio"),
     ],

@@ -180,12 +180,15 @@ def test_writing_after_the_end_is_an_error_at_once(sb: Sandbox) -> None:
     assert writer(process).close().result() is None
 
 
+WAIT_FOR_FILE = "until [ -e /tmp/go ]; do sleep 0.01; done"
+
+
 @pytest.mark.row("FIX-L")
 def test_fix_l_writes_that_wait_when_the_command_ends_fail(sb: Sandbox) -> None:
-    process = sb.exec(["sh", "-c", "echo up; read x; exit 0"], stdin=True)
+    process = sb.exec(["sh", "-c", WAIT_FOR_FILE], stdin=True)
     stdin = writer(process)
-    assert next(process.stdout) == "up\n"
     refs = [stdin.write(b"\n" * 1_000_000) for _ in range(64)]
+    sb.write_file("/tmp/go", b"").result()
     assert process.result(timeout=30).returncode == 0
     outcomes = []
     for ref in refs:
@@ -200,9 +203,10 @@ def test_fix_l_writes_that_wait_when_the_command_ends_fail(sb: Sandbox) -> None:
 
 @pytest.mark.row("FIX-L")
 async def test_fix_l_writes_that_wait_when_the_command_ends_fail_async(asb: Sandbox) -> None:
-    process = asb.exec(["sh", "-c", "read x; exit 0"], stdin=True)
+    process = asb.exec(["sh", "-c", WAIT_FOR_FILE], stdin=True)
     stdin = writer(process)
     refs = [stdin.write(b"\n" * 1_000_000) for _ in range(64)]
+    await asb.write_file("/tmp/go", b"")
     with anyio.fail_after(30):
         await process
         with pytest.raises(SandboxExecutionError):
