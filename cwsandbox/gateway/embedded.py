@@ -63,7 +63,7 @@ class Options:
         idle_seconds: Embedded: how long without connections and sandboxes before it ends.
         sandbox_idle_seconds: How long a sandbox may be unused; 0 is for ever.
         grace_seconds: How long a client that was lost may come back.
-        isolation: The level that is required; "" takes the best there is.
+        isolation: The level that is required; "auto" takes the best there is.
         log_file: Where to log; "" is stderr.
     """
 
@@ -77,7 +77,7 @@ class Options:
     idle_seconds: float = 60.0
     sandbox_idle_seconds: float = 1800.0
     grace_seconds: float = 30.0
-    isolation: Literal["", "namespaces", "process"] = ""
+    isolation: Literal["auto", "namespaces", "process"] = "auto"
     log_file: str = ""
 
     @property
@@ -158,9 +158,7 @@ async def _open_service(options: Options) -> AsyncIterator[tuple[LocalRunner, Se
     limits = Limits(idle_seconds=options.sandbox_idle_seconds or None, grace_seconds=options.grace_seconds)
     async with (
         Store.open(os.path.join(options.state_dir, "sandboxes.sqlite")) as store,
-        LocalRunner(
-            Path(options.state_dir), Path(options.runtime_dir), isolation=options.isolation or "auto"
-        ) as runner,
+        LocalRunner(Path(options.state_dir), Path(options.runtime_dir), isolation=options.isolation) as runner,
         Service.open(runner, store, Directories(os.path.join(options.state_dir, "logs")), limits) as service,
         anyio.create_task_group() as tasks,
     ):
@@ -203,7 +201,7 @@ def _authenticator(options: Options) -> Authenticator:
 
 def _readiness(options: Options, instance_id: str, listener: socket.socket, runner: LocalRunner) -> dict[str, object]:
     # Who asked for a weaker level was told so by asking.
-    notice = "" if options.isolation else runner.isolation_notice or ""
+    notice = (options.isolation == "auto" and runner.isolation_notice) or ""
     if notice:
         _log.warning("%s", notice)
     return {
