@@ -16,6 +16,7 @@ from collections import deque
 from typing import TYPE_CHECKING, Any, NoReturn
 
 from cwsandbox.runners.local import files, protocol
+from cwsandbox.runners.local.descriptors import close_others
 from cwsandbox.runners.local.marks import LimitMarks, Mark, Marks, NamespaceMarks, TreeKill
 from cwsandbox.runners.local.spawn import DEFAULT_PATH, NotStartedError, Spawner, Started
 
@@ -29,24 +30,16 @@ _LIMIT_OF_PENDING_FILES = 64
 
 def serve(plan: dict[str, Any], listener: socket.socket) -> NoReturn:
     """Be the agent until the box ends."""
-    _keep_only(listener.fileno())
+    null = os.open("/dev/null", os.O_RDWR)
+    for fd in (0, 1, 2):
+        os.dup2(null, fd)
+    close_others(listener.fileno())
     agent = Agent(plan, listener)
     try:
         agent.run()
     except BaseException as error:
         agent.tell_last(f"{type(error).__name__}: {error}")
     os._exit(1)
-
-
-def _keep_only(kept: int) -> None:
-    """Close every inherited descriptor but one; 0, 1 and 2 become /dev/null."""
-    null = os.open("/dev/null", os.O_RDWR)
-    for fd in (0, 1, 2):
-        os.dup2(null, fd)
-    for fd in [int(name) for name in os.listdir("/proc/self/fd")]:
-        if fd > 2 and fd != kept:
-            with contextlib.suppress(OSError):
-                os.close(fd)
 
 
 class Command:

@@ -105,12 +105,17 @@ class LocalRunner(anyio.AsyncContextManagerMixin):
 
     @property
     def isolation_notice(self) -> str | None:
-        """One sentence for the user about what sandboxes are not protected from; None with full isolation."""
-        return None if self._level is None else probe.notice(self._level, self._reason)
+        """What the user should know: that isolation is weak, or not to be had at all. None with full isolation."""
+        if self._level is None:
+            return probe.remedies(self._reason) if self._reason else None
+        return probe.notice(self._level, self._reason)
 
     def capabilities(self) -> Capabilities:
-        """What this machine enforces, as found when the runner was entered."""
-        namespaces = self._level is IsolationLevel.NAMESPACES
+        """What this machine enforces, as found when the runner was entered.
+
+        Where no sandbox can be made, `isolation` is what would be needed.
+        """
+        namespaces = self._level is not IsolationLevel.PROCESS
         limits = self._cgroups.limits | ({"processes"} if namespaces else set())
         return Capabilities(
             isolation=IsolationLevel.NAMESPACES if namespaces else IsolationLevel.PROCESS,
@@ -139,16 +144,21 @@ class LocalRunner(anyio.AsyncContextManagerMixin):
 
     async def recover(self) -> Sequence[LocalBox]:
         """Boxes that an earlier run left and that still live; what is left of dead ones is removed."""
-        boxes = []
+        boxes: list[LocalBox | None] = []
+        living: set[str] = set()
         for name in sorted(os.listdir(self._runtime_dir)):
             if not name.endswith(".sock") or name[:-5] in self._boxes:
                 continue
             try:
                 connection = connect(str(self._runtime_dir / name))
-            except OSError:
+            except (ConnectionRefusedError, FileNotFoundError):
+                continue
+            except OSError as error:
+                _logger.warning("sandbox box %s does not answer: %s", name[:-5], error)
+                living.add(name[:-5])
                 continue
             boxes.append(await self._take_back(name[:-5], connection))
-        await anyio.to_thread.run_sync(self._remove_dead)
+        await anyio.to_thread.run_sync(self._remove_dead, living)
         return [box for box in boxes if box is not None]
 
     @asynccontextmanager
@@ -329,11 +339,11 @@ class LocalRunner(anyio.AsyncContextManagerMixin):
             box.kill_now()
         return box if listed else None
 
-    def _remove_dead(self) -> None:
+    def _remove_dead(self, living: set[str]) -> None:
         """Remove what boxes left that are no more: folders, sockets, cgroups."""
         names = {path.name for path in self._boxes_dir.iterdir()}
         names |= {path.stem for path in self._runtime_dir.glob("*.sock")}
-        for name in names - self._boxes.keys() - self._births.keys():
+        for name in names - living - self._boxes.keys() - self._births.keys():
             self._remove_box(name)
 
     def _remove_box(self, name: str) -> None:

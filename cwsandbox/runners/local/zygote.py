@@ -21,6 +21,7 @@ from typing import Any
 
 from cwsandbox.runners.local import launch, protocol
 from cwsandbox.runners.local import syscalls as linux
+from cwsandbox.runners.local.descriptors import close_others
 from cwsandbox.runners.local.marks import descendants
 from cwsandbox.runners.local.trees import remove_tree
 
@@ -45,6 +46,7 @@ class BoxEntry:
 def main() -> None:
     """Serve the gateway at the other end of descriptor 3."""
     os.umask(0o077)
+    close_others(CONTROL_FD)  # A listening socket of the gateway's, kept here, would outlive the gateway.
     codecs.lookup("ascii")  # Codecs are modules too, and nothing can be imported inside a box.
     linux.prctl(linux.PR_SET_CHILD_SUBREAPER, 1)
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
