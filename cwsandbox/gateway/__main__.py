@@ -22,7 +22,9 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--idle-seconds", type=float, default=60.0, help="with --embedded: end after so long unused")
     parser.add_argument("--sandbox-idle-seconds", type=float, default=1800.0, help="end sandboxes unused for so long")
     parser.add_argument("--grace-seconds", type=float, default=30.0, help="how long a lost client may come back")
-    parser.add_argument("--isolation", default="auto", choices=["auto", "namespaces", "process"], help="what is required")
+    parser.add_argument(
+        "--isolation", default="auto", choices=["auto", "namespaces", "process"], help="what is required"
+    )
     parser.add_argument("--log-file", default="", help="instead of stderr")
     return parser
 

@@ -64,6 +64,11 @@ class StreamRegistry:
         if self._tasks.get(key) is task:
             del self._tasks[key]
 
+    async def wait_all_ended(self) -> None:
+        """Wait until every task there is now has ended: their clients have been told how."""
+        for task in list(self._tasks.values()):
+            await task.wait_ended()
+
     async def expire(self, tasks: Iterable[StreamTask], peer: PeerProcess, grace_seconds: float) -> None:
         """Wait until the client of these tasks is dead or the grace is over; end those that it did not take back."""
         absences = {task: task.absences for task in tasks}

@@ -42,6 +42,8 @@ if TYPE_CHECKING:
 
 _log = logging.getLogger(__name__)
 
+_LAST_WORDS_SECONDS = 1.0
+
 
 @frozen
 class Limits:
@@ -114,7 +116,8 @@ class Service:
             try:
                 yield service
             finally:
-                await service.end_all()
+                if not service.closing:
+                    await service.end_all()
                 service._tasks.cancel_scope.cancel()
 
     @property
@@ -227,13 +230,19 @@ class Service:
         return sandbox
 
     async def end_all(self) -> None:
-        """Refuse new sandboxes and end all there are, within `Limits.shutdown_seconds`. Cannot be cancelled."""
+        """Refuse new sandboxes, end all there are, and let their streams say so. Cannot be cancelled.
+
+        Takes `Limits.shutdown_seconds` and a second at most.
+        """
         self.closing = True
         with anyio.move_on_after(self.limits.shutdown_seconds, shield=True):
             for sandbox in self.sandboxes():
                 sandbox.stop("the gateway was shut down", 0)
             while self._active:
                 await self.population.wait()
+        # Readers that are stalled cannot be told.
+        with anyio.move_on_after(_LAST_WORDS_SECONDS, shield=True):
+            await self.streams.wait_all_ended()
 
     async def delete(self, principal: str, sandbox_id: str) -> LiveSandbox:
         """Kill a sandbox, forget its record, and answer when it is gone. Cancelling stops waiting only.
