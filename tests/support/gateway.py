@@ -127,11 +127,12 @@ class ServedGateway:
         grace_seconds: How long commands of a client that is gone are kept.
     """
 
-    def __init__(self, folder: Path, grace_seconds: float = 2.0) -> None:
+    def __init__(self, folder: Path, runner_state: Path, grace_seconds: float = 2.0) -> None:
         self.accepting, self.making, self.ending = Door(), Door(), Door()
         self.requests: list[str] = []
         self.grace_seconds = grace_seconds
         self._folder = folder
+        self._runner_state = runner_state
         self._refusals: dict[str, tuple[int, str]] = {}
         self.url = f"unix://{folder / 'gateway.sock'}"
 
@@ -155,7 +156,7 @@ class ServedGateway:
         for folder in (state, runtime, state / "logs"):
             folder.mkdir(mode=0o700)
         limits = Limits(grace_seconds=self.grace_seconds)
-        async with LocalRunner(state, runtime) as local, Store.open(str(state / "store")) as store:
+        async with LocalRunner(self._runner_state, runtime) as local, Store.open(str(state / "store")) as store:
             runner = HeldRunner(local, self.making, self.ending)
             async with Service.open(runner, store, Directories(logs=str(state / "logs")), limits) as service:
                 app = make_app(Gateway(service, PeerAuthenticator(os.geteuid())))
@@ -205,10 +206,14 @@ async def _refuse(send: Send, status: Status) -> None:
 
 
 @contextlib.contextmanager
-def served_gateway(**options: Any) -> Iterator[ServedGateway]:
-    """Serve one in a thread."""
+def served_gateway(runner_state: Path) -> Iterator[ServedGateway]:
+    """Serve one in a thread.
+
+    Args:
+        runner_state: Where the runner keeps layers and images; gateways that come one after the other may share it.
+    """
     folder = Path(tempfile.mkdtemp(prefix="cws", dir="/tmp"))
-    gateway = ServedGateway(folder, **options)
+    gateway = ServedGateway(folder, runner_state)
     try:
         with (
             anyio.from_thread.start_blocking_portal("asyncio", name="served-gateway") as portal,

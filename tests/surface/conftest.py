@@ -11,7 +11,7 @@ import pytest
 
 from cwsandbox import Sandbox
 from tests.support.gateway import ServedGateway, served_gateway
-from tests.support.leftovers import shut_down_and_look
+from tests.support.leftovers import gateway_processes, shut_down_and_look
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Iterator
@@ -49,8 +49,18 @@ async def asb(home_folder: Path) -> AsyncIterator[Sandbox]:
         yield await sandbox
 
 
+@pytest.fixture(scope="session")
+def runner_state() -> Iterator[Path]:
+    """The runner's folder for gateways of the tests' own, which follow each other; no box may be left in it."""
+    folder = Path(tempfile.mkdtemp(prefix="cws", dir="/tmp"))
+    yield folder
+    left = [*folder.glob("boxes/*"), *gateway_processes(folder)]
+    shutil.rmtree(folder)
+    assert left == []
+
+
 @pytest.fixture
-def gateway() -> Iterator[ServedGateway]:
+def gateway(runner_state: Path) -> Iterator[ServedGateway]:
     """A gateway of the test's own, with doors to shut."""
-    with served_gateway() as gateway:
+    with served_gateway(runner_state) as gateway:
         yield gateway

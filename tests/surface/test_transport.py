@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import hashlib
 from typing import TYPE_CHECKING
 
@@ -22,6 +23,7 @@ from tests.support.relay import Relay, relay
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
+    from pathlib import Path
 
     from tests.support.gateway import ServedGateway
 
@@ -124,11 +126,16 @@ def test_a_command_whose_client_stays_away_is_killed_and_never_a_success(wire: R
     Sandbox.delete(str(sandbox.sandbox_id), base_url=gateway.url).result()
 
 
+NEVER_STOPPED = pytest.mark.filterwarnings("ignore:.* was never stopped:ResourceWarning")
+"""The gateway of these sandboxes ended before they could be stopped."""
+
+
+@NEVER_STOPPED
 @pytest.mark.row("FIX-Q", "FIX-P")
 @pytest.mark.timeout(120)
-def test_fix_q_a_gateway_that_ends_ends_its_commands_with_an_error() -> None:
-    with served_gateway() as gateway:
-        sandbox = Sandbox(base_url=gateway.url).wait()
+def test_fix_q_a_gateway_that_ends_ends_its_commands_with_an_error(runner_state: Path) -> None:
+    with served_gateway(runner_state) as gateway:
+        sandbox = Sandbox(base_url=gateway.url, request_timeout_seconds=2).wait()
         process = sandbox.exec(["sh", "-c", "echo up; exec sleep 60"])
         assert next(process.stdout) == "up\n"
     with pytest.raises(SandboxNotRunningError):
@@ -137,18 +144,23 @@ def test_fix_q_a_gateway_that_ends_ends_its_commands_with_an_error() -> None:
     assert list(process.stdout) == []
     with pytest.raises(SandboxError):
         sandbox.exec(["true"]).result(timeout=60)
+    del sandbox, process
+    gc.collect()
 
 
+@NEVER_STOPPED
 @pytest.mark.row("FIX-Q", "FIX-P")
 @pytest.mark.timeout(120)
-async def test_fix_q_a_gateway_that_ends_ends_its_commands_with_an_error_async() -> None:
-    with served_gateway() as gateway:
-        sandbox = Sandbox(base_url=gateway.url)
+async def test_fix_q_a_gateway_that_ends_ends_its_commands_with_an_error_async(runner_state: Path) -> None:
+    with served_gateway(runner_state) as gateway:
+        sandbox = Sandbox(base_url=gateway.url, request_timeout_seconds=2)
         await sandbox
         process = sandbox.exec(["sh", "-c", "echo up; exec sleep 60"])
         assert await anext(process.stdout) == "up\n"
     with anyio.fail_after(60), pytest.raises(SandboxNotRunningError):
         await process
+    del sandbox, process
+    gc.collect()
 
 
 @pytest.mark.row("FIX-P")
@@ -187,7 +199,7 @@ def test_fix_p_answers_become_exceptions_of_the_package(
 
 @pytest.mark.row("FIX-P")
 def test_fix_p_no_exception_group_and_no_transport_error_leaves(wire: Relay) -> None:
-    sandbox = Sandbox(base_url=wire.url, request_timeout_seconds=3).wait()
+    sandbox = Sandbox(base_url=wire.url, request_timeout_seconds=1).wait()
     wire.refuse()
     wire.cut()
     for operation in (
@@ -195,7 +207,7 @@ def test_fix_p_no_exception_group_and_no_transport_error_leaves(wire: Relay) -> 
         lambda: sandbox.read_file("/etc/hostname").result(timeout=60),
         lambda: sandbox.write_file("/tmp/x", b"").result(timeout=60),
         sandbox.get_status,
-        lambda: Sandbox.list(base_url=wire.url, timeout_seconds=3).result(timeout=60),
+        lambda: Sandbox.list(base_url=wire.url, timeout_seconds=1).result(timeout=60),
     ):
         with pytest.raises(SandboxError):
             operation()
