@@ -233,6 +233,8 @@ class Process(OperationRef[ProcessResult]):
     def send_signal(self, signum: int | signal.Signals) -> None:
         """Send a signal to the command's first process; does nothing once it has ended. Returns at once.
 
+        SIGKILL goes to everything that the command started: it could not pass the signal on.
+
         Raises:
             ValueError: No such signal.
         """
@@ -246,7 +248,7 @@ class Process(OperationRef[ProcessResult]):
         self.send_signal(signal.SIGTERM)
 
     def kill(self) -> None:
-        """Send SIGKILL to the command's first process. `cancel` kills all that it started as well."""
+        """Kill the command and everything it started; unlike after `cancel` there is a result, with returncode 137."""
         self.send_signal(signal.SIGKILL)
 
     def __repr__(self) -> str:

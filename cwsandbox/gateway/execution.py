@@ -20,13 +20,14 @@ from typing import TYPE_CHECKING, Any, Final
 
 import anyio
 
-from cwsandbox.gateway.errors import StatusError, error, not_running
+from cwsandbox.gateway.errors import StatusError, error, invalid, not_running
 from cwsandbox.gateway.pulse import Pulse
 from cwsandbox.gateway.stdin import StdinFeeder
 from cwsandbox.gateway.streamtask import StreamTask
 from cwsandbox.runners.base import (
     BoxGoneError,
     CommandNotStartedError,
+    CommandTooLargeError,
     ExecSpec,
     RunnerError,
     TerminalSize,
@@ -124,6 +125,8 @@ class Execution(StreamTask):
                 self.stream.exit_status(problem.status)
             except BoxGoneError:
                 raise not_running(sandbox.record) from None
+            except CommandTooLargeError as problem:
+                raise invalid(str(problem)) from problem
             except RunnerError as problem:
                 raise error(Code.RESOURCE_EXHAUSTED, str(problem)) from problem
 
@@ -255,6 +258,8 @@ async def _apply(command: Command, item: int | TerminalSize) -> None:
     try:
         if isinstance(item, TerminalSize):
             await command.resize(item)
+        elif item == signal.SIGKILL:
+            await command.kill()  # The first process could pass no signal on: nobody wants what it leaves.
         else:
             await command.signal(item)
     except (RunnerError, OSError) as problem:

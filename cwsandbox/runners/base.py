@@ -3,18 +3,21 @@
 The gateway's state machine (`cwsandbox.gateway.service`) talks to these protocols only. A runner makes *boxes*, one per
 sandbox; a box runs commands and moves files. Every runner passes the suite in `tests/runners/contract.py`.
 
-Words: a *box* is the runner's side of one sandbox, a *command* one exec in it, *main* the sandbox's own command. Streams are
-byte streams in anyio's sense: `receive` raises `anyio.EndOfStream` at the end, `send` returns when the bytes are taken.
+Words: a *box* is the runner's side of one sandbox, a *command* one exec in it, *main* the sandbox's own command.
+Streams are byte streams in anyio's sense: `receive` raises `anyio.EndOfStream` at the end, `send` returns when the
+bytes are taken.
 """
 
 from __future__ import annotations
 
 import enum
-from collections.abc import Mapping, Sequence
-from types import TracebackType
-from typing import Protocol, Self
+from typing import TYPE_CHECKING, Protocol, Self
 
 from attrs import field, frozen
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+    from types import TracebackType
 
 
 class IsolationLevel(enum.StrEnum):
@@ -140,6 +143,10 @@ class CommandNotStartedError(RunnerError):
         self.status = status
 
 
+class CommandTooLargeError(RunnerError):
+    """The arguments and the environment are more than the system passes to a program (E2BIG)."""
+
+
 class ByteSource(Protocol):
     """Bytes that come out of a box."""
 
@@ -185,22 +192,33 @@ class Command(Protocol):
     """A running command. Streams and exit are independent: `wait` does not need the output to be read."""
 
     @property
-    def exec_id(self) -> str: ...
+    def exec_id(self) -> str:
+        """What the command was started as."""
+        ...
+
     @property
     def pid(self) -> int:
         """The process id inside the box."""
         ...
 
     @property
-    def stdin(self) -> ByteSink | None: ...
-    @property
-    def stdout(self) -> ByteSource:
-        """Ends when all writers closed it, or when the first process exited and what it had written was read: a daemon
-        that keeps the descriptor does not hold the stream open (its later output is discarded)."""
+    def stdin(self) -> ByteSink | None:
+        """Its input, if it was started with one."""
         ...
 
     @property
-    def stderr(self) -> ByteSource | None: ...
+    def stdout(self) -> ByteSource:
+        """Its output.
+
+        Ends when all writers closed it, or when the first process exited and what it had written was read: a daemon
+        that keeps the descriptor does not hold the stream open (its later output is discarded).
+        """
+        ...
+
+    @property
+    def stderr(self) -> ByteSource | None:
+        """Its error output; None under a terminal, where it comes with `stdout`."""
+        ...
 
     async def wait(self) -> ExitStatus:
         """Wait for the first process to end. Cancelling stops waiting only.
@@ -211,14 +229,16 @@ class Command(Protocol):
         ...
 
     async def signal(self, signum: int) -> None:
-        """Send a signal to the command's first process; nothing happens once it has ended."""
+        """Send a signal to the command's first process; nothing happens once it has ended. KILL is `kill`'s."""
         ...
 
     async def kill(self) -> None:
         """Kill the command and everything it started, daemonised children included; returns when they are gone."""
         ...
 
-    async def resize(self, size: TerminalSize) -> None: ...
+    async def resize(self, size: TerminalSize) -> None:
+        """Tell the command's terminal its new size."""
+        ...
 
     async def aclose(self) -> None:
         """Forget the command: descriptors are closed here and in the agent. A running command is not killed."""
@@ -237,7 +257,9 @@ class ReadableFile(ByteSource, Protocol):
 class WritableFile(Protocol):
     """A file being written; invisible until `commit`."""
 
-    async def send(self, data: bytes) -> None: ...
+    async def send(self, data: bytes) -> None:
+        """Write all of `data`, after what was sent before."""
+        ...
 
     async def commit(self) -> None:
         """Put the file in place, atomically (rename in the same directory); the mode of a replaced file is kept."""
@@ -252,9 +274,15 @@ class Box(Protocol):
     """One sandbox on a runner."""
 
     @property
-    def sandbox_id(self) -> str: ...
+    def sandbox_id(self) -> str:
+        """The sandbox it belongs to."""
+        ...
+
     @property
-    def isolation(self) -> IsolationLevel: ...
+    def isolation(self) -> IsolationLevel:
+        """How strongly it is separated from the host."""
+        ...
+
     @property
     def main(self) -> Command:
         """The sandbox's main command."""
@@ -265,6 +293,7 @@ class Box(Protocol):
 
         Raises:
             CommandNotStartedError: No such program, not executable, no such cwd.
+            CommandTooLargeError: Too many or too long arguments.
             BoxGoneError: The box ended.
             RunnerError: The box is out of processes or descriptors.
 
@@ -305,9 +334,13 @@ class Runner(Protocol):
     """Makes boxes. An async context manager: leaving it releases the runner but not its boxes (see `recover`)."""
 
     @property
-    def runner_id(self) -> str: ...
+    def runner_id(self) -> str:
+        """Its name among the gateway's runners."""
+        ...
 
-    def capabilities(self) -> Capabilities: ...
+    def capabilities(self) -> Capabilities:
+        """What it can do."""
+        ...
 
     async def create(self, spec: BoxSpec) -> Box:
         """Make a box and start its main command.

@@ -18,6 +18,7 @@ import anyio.to_thread
 from cwsandbox.runners.base import (
     BoxGoneError,
     CommandNotStartedError,
+    CommandTooLargeError,
     ExecSpec,
     IsolationLevel,
     RunnerError,
@@ -244,6 +245,11 @@ class LocalBox:
             raise CommandNotStartedError(message, status if status in {2, 126, 127} else 126)
         number = reply.body.get("errno")
         number = number if isinstance(number, int) else errno.EIO
+        if body["op"] == "spawn" and number == errno.E2BIG:
+            raise CommandTooLargeError(
+                "the arguments and environment are larger than the system passes to a program; "
+                "pass large data through stdin or a file"
+            )
         if body["op"] == "spawn":
             raise RunnerError(f"the sandbox is out of processes, memory or descriptors: {os.strerror(number)}")
         raise OSError(number, message or os.strerror(number), body.get("path"))

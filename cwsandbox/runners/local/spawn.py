@@ -121,7 +121,7 @@ class Spawner:
                 program, argv, env, file_actions=actions, setsid=True, setsigmask=(), setsigdef=_RESET
             )
         except OSError as error:
-            if error.errno in _OUT_OF_RESOURCES:
+            if error.errno in _OUT_OF_RESOURCES or error.errno == errno.E2BIG:
                 raise
             if error.errno in {errno.ENOENT, errno.ENOTDIR}:
                 raise NotStartedError(f"{argv[0]}: not found (or the interpreter it names)", 127) from error
