@@ -29,6 +29,7 @@ from cwsandbox.wire.errors import Code, Status
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Iterator, Sequence
+    from types import TracebackType
 
     from starlette.types import ASGIApp, Receive, Scope, Send
 
@@ -111,8 +112,10 @@ class HeldRunner:
         await self._runner.__aenter__()
         return self
 
-    async def __aexit__(self, *exc_info: object) -> bool | None:
-        return await self._runner.__aexit__(*exc_info)
+    async def __aexit__(
+        self, exc_type: type[BaseException] | None, exc: BaseException | None, tb: TracebackType | None
+    ) -> bool | None:
+        return await self._runner.__aexit__(exc_type, exc, tb)
 
 
 class ServedGateway:

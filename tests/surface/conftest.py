@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import shutil
 import tempfile
 from pathlib import Path
@@ -33,6 +34,14 @@ def home_folder() -> Iterator[Path]:
         left = shut_down_and_look(base)
     shutil.rmtree(base)
     assert left == [], "\n".join(left)
+
+
+@pytest.fixture
+def never_stopped(request: pytest.FixtureRequest) -> Iterator[None]:
+    """For tests whose sandboxes cannot be stopped through their own handles: these go without the warning about it."""
+    request.node.add_marker(pytest.mark.filterwarnings("ignore:.* was never stopped:ResourceWarning"))
+    yield
+    gc.collect()
 
 
 @pytest.fixture

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import random
+from typing import Any
 
 import anyio
 import pytest
@@ -89,7 +90,7 @@ def test_replacing_keeps_the_mode(sb: Sandbox) -> None:
 
 
 def test_bytes_like_contents_are_taken_as_they_are_now(sb: Sandbox) -> None:
-    buffer = bytearray(b"before")
+    buffer: Any = bytearray(b"before")
     ref = sb.write_file("/tmp/buffer", buffer)
     buffer[:] = b"behind"
     ref.result()

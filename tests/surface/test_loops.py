@@ -172,6 +172,7 @@ def test_one_sandbox_serves_many_threads_and_loops(sb: Sandbox) -> None:
     assert sorted(outcomes) == ["loop\n"] * 8 + ["thread\n"] * 4
 
 
+@pytest.mark.usefixtures("never_stopped")
 def test_a_scope_whose_loop_ended_says_so(home_folder: object) -> None:
     async def leave_open() -> Sandbox:
         session = Session()

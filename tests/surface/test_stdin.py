@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import anyio
 import pytest
 
@@ -237,11 +239,12 @@ def test_fix_n_only_bytes_are_written(sb: Sandbox, wrong: object) -> None:
 
 def test_a_written_bytearray_may_be_reused_at_once(sb: Sandbox) -> None:
     process = sb.exec(["cat"], stdin=True)
-    buffer = bytearray(b"first ")
+    buffer: Any = bytearray(b"first ")
     ref = writer(process).write(buffer)
     buffer[:] = b"XXXXXX"
     ref.result()
-    writer(process).write(memoryview(b"second")).result()
+    view: Any = memoryview(b"second")
+    writer(process).write(view).result()
     writer(process).write(b"").result()
     writer(process).close().result()
     assert process.result().stdout == "first second"

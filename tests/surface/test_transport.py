@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import gc
 import hashlib
 from typing import TYPE_CHECKING
 
@@ -109,6 +108,7 @@ def test_a_create_that_was_retried_made_one_sandbox(wire: Relay, gateway: Served
     sandbox.stop().result()
 
 
+@pytest.mark.usefixtures("never_stopped")
 @pytest.mark.timeout(120)
 def test_a_command_whose_client_stays_away_is_killed_and_never_a_success(wire: Relay, gateway: ServedGateway) -> None:
     marker = new_marker()
@@ -126,11 +126,7 @@ def test_a_command_whose_client_stays_away_is_killed_and_never_a_success(wire: R
     Sandbox.delete(str(sandbox.sandbox_id), base_url=gateway.url).result()
 
 
-NEVER_STOPPED = pytest.mark.filterwarnings("ignore:.* was never stopped:ResourceWarning")
-"""The gateway of these sandboxes ended before they could be stopped."""
-
-
-@NEVER_STOPPED
+@pytest.mark.usefixtures("never_stopped")
 @pytest.mark.row("FIX-Q", "FIX-P")
 @pytest.mark.timeout(120)
 def test_fix_q_a_gateway_that_ends_ends_its_commands_with_an_error(runner_state: Path) -> None:
@@ -144,11 +140,9 @@ def test_fix_q_a_gateway_that_ends_ends_its_commands_with_an_error(runner_state:
     assert list(process.stdout) == []
     with pytest.raises(SandboxError):
         sandbox.exec(["true"]).result(timeout=60)
-    del sandbox, process
-    gc.collect()
 
 
-@NEVER_STOPPED
+@pytest.mark.usefixtures("never_stopped")
 @pytest.mark.row("FIX-Q", "FIX-P")
 @pytest.mark.timeout(120)
 async def test_fix_q_a_gateway_that_ends_ends_its_commands_with_an_error_async(runner_state: Path) -> None:
@@ -159,8 +153,6 @@ async def test_fix_q_a_gateway_that_ends_ends_its_commands_with_an_error_async(r
         assert await anext(process.stdout) == "up\n"
     with anyio.fail_after(60), pytest.raises(SandboxNotRunningError):
         await process
-    del sandbox, process
-    gc.collect()
 
 
 @pytest.mark.row("FIX-P")
