@@ -118,13 +118,13 @@ async def test_wrong_arguments_raise_before_the_await(asb: Sandbox) -> None:
 
 
 def test_a_huge_argument_list(usable: Sandbox) -> None:
-    result = usable.exec(["true", *["x" * 100_000] * 50]).result(timeout=30)
-    assert (result.returncode, result.stderr) == (126, "true: Argument list too long\n")
+    with pytest.raises(SandboxError, match="larger"):
+        usable.exec(["true", *["x" * 100_000] * 50]).result(timeout=30)
 
 
 def test_a_huge_single_argument(usable: Sandbox) -> None:
-    result = usable.exec(["true", "x" * 200_000]).result(timeout=30)
-    assert (result.returncode, result.stderr) == (126, "true: Argument list too long\n")
+    with pytest.raises(SandboxError, match="larger"):
+        usable.exec(["true", "x" * 200_000]).result(timeout=30)
 
 
 def test_an_argument_list_of_many_small_arguments(usable: Sandbox) -> None:

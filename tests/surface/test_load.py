@@ -45,6 +45,12 @@ def test_two_hundred_commands_in_flight_on_one_sandbox(sb: Sandbox) -> None:
 
 
 @pytest.mark.timeout(120)
+def test_a_thousand_commands_in_flight_on_one_sandbox(sb: Sandbox) -> None:
+    processes = [sb.exec(["echo", str(number)]) for number in range(1000)]
+    assert [process.result().stdout for process in processes] == [f"{number}\n" for number in range(1000)]
+
+
+@pytest.mark.timeout(120)
 async def test_two_hundred_awaited_commands_in_flight_on_one_sandbox(asb: Sandbox) -> None:
     outputs: dict[int, str] = {}
 
