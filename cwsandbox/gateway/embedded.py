@@ -43,7 +43,7 @@ if TYPE_CHECKING:
 _log = logging.getLogger(__name__)
 
 # A predecessor that was told to end takes at most this long (`Limits.shutdown_seconds` and the server's own).
-_LOCK_SECONDS: Final = 20.0
+_LOCK_SECONDS: Final = 25.0
 # A log file that is larger at the start is set aside.
 _LOG_BYTES: Final = 4 * 1024 * 1024
 

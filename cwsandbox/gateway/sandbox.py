@@ -169,6 +169,7 @@ class LiveSandbox:
         """
         async with slots:
             box = await self._create(runner, spec)
+        del spec  # File contents and environment values are for the box only.
         if box is not None:
             await self.run_in(box)
         self.log.close()

@@ -33,7 +33,7 @@ from cwsandbox.wire.errors import Code, Reason
 from cwsandbox.wire.resources import State
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Callable, Coroutine, Iterator
+    from collections.abc import AsyncIterator, Callable, Coroutine, Iterable, Iterator
 
     from cwsandbox.gateway.records import ListFilter
     from cwsandbox.gateway.store import Store
@@ -67,7 +67,7 @@ class Limits:
     idle_seconds: float | None = 1800.0
     grace_seconds: float = 30.0
     stop_grace_seconds: float = 300.0
-    shutdown_seconds: float = 10.0
+    shutdown_seconds: float = 15.0
 
 
 @frozen
@@ -333,7 +333,7 @@ class Service:
         stored = await self._store.load()
         self.detached = set(stored.detached)
         boxes = {box.sandbox_id: box for box in await self.runner.recover()}
-        for record in sorted(map(records.from_json, stored.records), key=lambda record: record.sequence):
+        for record in sorted(_readable(stored.records), key=lambda record: record.sequence):
             path = self._directories.log_path(record.sandbox_id)
             survivor = record.sandbox_id in boxes
             log = await anyio.to_thread.run_sync(MainLog.reopen, path) if survivor else MainLog(path)
@@ -352,6 +352,7 @@ class Service:
             await box.stop(0)
 
     def _take_back(self, sandbox: LiveSandbox, box: Box) -> None:
+        sandbox.box = box
         if sandbox.record.state is State.TERMINATING:
             sandbox.stop(sandbox.record.state_reason, 0)
         self._begin(sandbox, functools.partial(sandbox.run_in, box))
@@ -364,6 +365,15 @@ class Service:
                 # What the dead gateway had read and its client had not yet received is lost, so its stream cannot go on
                 # truthfully.
                 self._tasks.start_soon(_kill, command, name=f"kill {command.exec_id}")
+
+
+def _readable(bodies: Iterable[str]) -> Iterator[Record]:
+    """Skip what another version wrote in a form that this one cannot read."""
+    for body in bodies:
+        try:
+            yield records.from_json(body)
+        except ValueError as problem:
+            _log.warning("a stored sandbox record is skipped: %s", problem)
 
 
 async def _kill(command: Command) -> None:

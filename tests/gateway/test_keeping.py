@@ -133,8 +133,23 @@ class TestReaper:
         assert 490 < reaper.sweep(world.service) <= 500
 
 
+@pytest.fixture
+def impatient(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The boxes that are kept from the first service do not settle."""
+    monkeypatch.setattr("cwsandbox.gateway.sandbox._SETTLE_SECONDS", 0.05)
+
+
+@pytest.mark.usefixtures("impatient")
 class TestRestart:
     """A service that ends without its boxes, as when its process is killed, and its successor."""
+
+    async def test_a_record_of_another_form_is_skipped(self, folder: Path) -> None:
+        async with Store.open(str(folder / "sandboxes.sqlite")) as store:
+            store.put("a", '{"sandbox_id": "a"}')
+            store.put("b", "nonsense")
+        async with open_world(folder) as world:
+            assert list(world.service.sandboxes()) == []
+            assert (await world.sandbox()).record.state is State.RUNNING
 
     async def survivors(self, folder: Path, runner: HostRunner, *argvs: tuple[str, ...]) -> list[str]:
         """Make sandboxes, copy the disk as it is, and keep the boxes."""

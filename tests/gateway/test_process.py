@@ -16,6 +16,7 @@ from uuid import uuid4
 
 import httpx
 import pytest
+from websockets.exceptions import ConnectionClosed
 from websockets.sync.client import ClientConnection, unix_connect
 
 from cwsandbox.gateway import embedded
@@ -101,7 +102,8 @@ class SyncChannel:
                 if isinstance(event, wire.Data):
                     seen[bytes] += event.data
                     event.stream.consumed(len(event.data), event.code)
-            self.flush()
+            with contextlib.suppress(ConnectionClosed):  # There may be nobody left to answer.
+                self.flush()
         return seen
 
     def close(self) -> None:
