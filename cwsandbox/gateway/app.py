@@ -254,15 +254,22 @@ class _WebSocketTransport:
     def __init__(self, receive: Receive, send: Send) -> None:
         self._receive = receive
         self._send = send
+        self._over = False
 
     async def receive(self) -> bytes | None:
         message = await self._receive()
         if message["type"] != "websocket.receive":
+            self._over = True
             return None
         data: bytes | None = message.get("bytes")
         if data is None:
             raise ProtocolError("the channel carries binary messages only")
         return data
+
+    async def close(self) -> None:
+        if not self._over:
+            with contextlib.suppress(OSError):  # The client may be first.
+                await self._send({"type": "websocket.close", "code": 1000})
 
     async def send(self, message: bytes) -> None:
         await self._send({"type": "websocket.send", "bytes": message})
@@ -282,9 +289,9 @@ async def _serve_channel(gateway: Gateway, scope: Scope, receive: Receive, send:
     await send({"type": "websocket.accept"})
     peer = _peer(scope)
     process = PeerProcess(peer.pid if peer is not None else 0)
-    await Connection(gateway.service, principal, _WebSocketTransport(receive, send), process).run()
-    with contextlib.suppress(OSError, RuntimeError):  # The client may have been first.
-        await send({"type": "websocket.close", "code": 1000})
+    transport = _WebSocketTransport(receive, send)
+    await Connection(gateway.service, principal, transport, process).run()
+    await transport.close()
 
 
 async def _deny(scope: Scope, send: Send, status: Status) -> None:
