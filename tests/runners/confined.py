@@ -1,4 +1,9 @@
-"""Run pytest with less: `user` is an ordinary user, `container` may make no namespaces, as under Docker's own profile."""
+"""Run pytest with less, or elsewhere.
+
+user: an ordinary user. container: no namespaces may be made, as under Docker's own profile. overlay: temporary files
+lie on an overlay, as in a container that allows namespaces. mounts: an ordinary user on a machine with a mount below
+/usr.
+"""
 
 from __future__ import annotations
 
@@ -14,7 +19,18 @@ USER = 54321
 
 
 def become(kind: str) -> None:
-    if kind == "user":
+    folder = os.environ["TMPDIR"]
+    if kind in {"overlay", "mounts"}:
+        linux.unshare(linux.CLONE_NEWNS)
+        linux.mount(None, "/", None, linux.MS_REC | linux.MS_PRIVATE)
+    if kind == "mounts":
+        linux.mount("tmpfs", "/usr/share", "tmpfs")
+    if kind == "overlay":
+        for name in ("lower", "upper", "work"):
+            os.mkdir(f"{folder}/{name}")
+        options = f"lowerdir={folder}/lower,upperdir={folder}/upper,workdir={folder}/work"
+        linux.mount("overlay", folder, "overlay", 0, options)
+    elif kind in {"user", "mounts"}:
         os.setgroups([])
         os.setresgid(USER, USER, USER)
         os.setresuid(USER, USER, USER)
@@ -25,7 +41,7 @@ def become(kind: str) -> None:
             linux.set_capabilities()
         # The filter of a box refuses namespaces, mounts and the rest to whoever runs under it.
         linux.install_filter(seccomp.build_filter())
-    os.environ["HOME"] = os.environ["TMPDIR"]
+    os.environ["HOME"] = folder
 
 
 if __name__ == "__main__":

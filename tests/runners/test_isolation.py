@@ -10,7 +10,18 @@ import pytest
 
 from cwsandbox.runners.base import IsolationLevel, Limits
 from tests.runners.conftest import box_spec
-from tests.runners.support import python, read_file, run, shell, started, token, until_processes, write_file
+from tests.runners.support import (
+    host_processes,
+    python,
+    read_file,
+    read_until,
+    run,
+    shell,
+    started,
+    token,
+    until_processes,
+    write_file,
+)
 
 pytestmark = pytest.mark.skipif(
     os.environ.get("CWSANDBOX_TEST_CONFINED") == "container", reason="level `process` promises none of this"
@@ -231,3 +242,15 @@ async def test_the_template_is_not_writable_through_a_sandbox(box, runner) -> No
         ).text == "700\n/var/log\nroot"
     finally:
         await other.stop(0)
+
+
+async def test_a_storm_that_leaves_its_session_all_the_time_is_killed(box) -> None:
+    word = token()
+    script = (
+        "import os\nfor _ in range(5): os.fork()\nprint('ready', flush=True)\n"
+        "while True:\n if os.fork(): os._exit(0)\n os.setsid()"
+    )
+    async with started(box, "python3", "-I", "-c", script, word) as command:
+        await read_until(command.stdout, b"ready")
+        await command.kill()
+        assert host_processes(word) == []

@@ -191,8 +191,9 @@ async def test_after_the_gateway_was_killed(state_dir, runtime_dir, when) -> Non
 
 
 async def test_a_later_run_removes_what_a_crash_of_everything_left(make_runner, state_dir, runtime_dir) -> None:
+    word = token()
     async with make_runner() as first:
-        box = await first.create(box_spec())
+        box = await first.create(box_spec(argv=("sh", "-c", f"sleep 600; echo {word}")))
         zygote, agent = first._zygote_pid, box._agent_pid
     os.kill(zygote, signal.SIGKILL)
     os.kill(agent, signal.SIGKILL)
@@ -202,6 +203,7 @@ async def test_a_later_run_removes_what_a_crash_of_everything_left(make_runner, 
     assert leftovers(state_dir, runtime_dir)
     async with make_runner() as second:
         assert await second.recover() == []
+        await until_processes(word, 0)
         assert leftovers(state_dir, runtime_dir) == []
 
 

@@ -25,8 +25,8 @@ def interpreter_for_everybody() -> str:
     """An interpreter of this version that another user can run; this one may live in somebody's home."""
     version = f"python{sys.version_info.major}.{sys.version_info.minor}"
     for candidate in (sys.executable, f"/usr/local/bin/{version}", f"/usr/bin/{version}"):
-        done = (
-            subprocess.run(
+        try:
+            done = subprocess.run(
                 [candidate, "-c", "import anyio, attrs, pytest, trio, cwsandbox"],
                 env={"PYTHONPATH": PACKAGES},
                 cwd="/",
@@ -35,10 +35,9 @@ def interpreter_for_everybody() -> str:
                 extra_groups=[],
                 capture_output=True,
             )
-            if os.access(candidate, os.X_OK)
-            else None
-        )
-        if done is not None and done.returncode == 0:
+        except OSError:
+            continue
+        if done.returncode == 0:
             return candidate
     pytest.skip("no interpreter that an ordinary user could run")
 
@@ -92,6 +91,23 @@ def test_without_namespaces_the_contract_holds_at_level_process() -> None:
         *(f"tests/runners/{name}" for name in tests),
         container="test",
     )
+
+
+SAMPLE = (
+    "output_and_exit or python_is or files_come_back or file_mounts or nothing_runs or default_working or terminal_is"
+)
+
+
+@needs_root
+@pytest.mark.timeout(120)
+def test_layers_are_kept_in_memory_where_the_disk_is_an_overlay() -> None:
+    run_confined("overlay", sys.executable, "tests/runners/test_local.py", "-k", SAMPLE)
+
+
+@needs_root
+@pytest.mark.timeout(120)
+def test_a_usr_with_mounts_below_is_used_read_only() -> None:
+    run_confined("mounts", interpreter_for_everybody(), "tests/runners/test_local.py", "-k", SAMPLE)
 
 
 @pytest.mark.skipif(CONFINED != "container", reason="is about hosts that forbid namespaces")

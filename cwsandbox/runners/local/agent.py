@@ -87,7 +87,7 @@ class Gateway:
             else:
                 return
         self._queue.append((data, [os.dup(fd) for fd in fds]))
-        self._selector.modify(self.connection, _READ | _WRITE)
+        self._watch(_READ | _WRITE)
 
     def flush(self) -> None:
         """Send what had to wait."""
@@ -102,7 +102,11 @@ class Gateway:
             self._queue.popleft()
             for fd in fds:
                 os.close(fd)
-        self._selector.modify(self.connection, _READ)
+        self._watch(_READ)
+
+    def _watch(self, events: int) -> None:
+        """Wait for other events; `modify` forgets the callback unless it is told again."""
+        self._selector.modify(self.connection, events, self._selector.get_key(self.connection).data)
 
     def close(self) -> None:
         """Let the connection go, and what was half done for it."""
@@ -258,6 +262,9 @@ class Agent:
         if command is None:
             gateway.send({"id": message.body["id"]})
             return
+        if command.status is None:
+            # Not reaped yet, so the number is still its session's, and most of what it started is in there.
+            os.killpg(command.pid, signal.SIGKILL)
         kill = self._kills.setdefault(command.mark.value, TreeKill(command.mark))
         kill.requests.append(message.body["id"])
         kill.next_look = 0.0
@@ -324,7 +331,7 @@ class Agent:
             return
         processes = list(self._marks.processes())
         for value, kill in list(self._kills.items()):
-            if kill.look([pid for pid, mark in processes if kill.wants(mark)]):
+            if kill.look(processes):
                 del self._kills[value]
                 self._answer_kill(kill)
             elif kill.given_up:
@@ -341,7 +348,7 @@ class Agent:
     def _look(self, ending: TreeKill) -> bool:
         if self._namespaces or ending.given_up:
             return True
-        return time.monotonic() >= ending.next_look and ending.look([pid for pid, _ in self._marks.processes()])
+        return time.monotonic() >= ending.next_look and ending.look(list(self._marks.processes()))
 
     def _begin_end(self) -> None:
         """End the box: with namespaces the kernel kills the rest when PID 1 is gone."""

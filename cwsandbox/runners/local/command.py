@@ -23,8 +23,7 @@ class LocalCommand:
         box: The box it runs in.
         exec_id: Unique in the box.
         pid: Its process id inside the box.
-        fds: Descriptors from the agent, which the command owns: stdin if there is one, stdout, and stderr unless there
-        is
+        fds: Descriptors from the agent, which the command owns: stdin if there is one, stdout, stderr unless there is
             a terminal.
         stdin: Whether there is a stdin.
         terminal: Whether stdout is a terminal's master side.

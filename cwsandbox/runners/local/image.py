@@ -21,7 +21,7 @@ from cwsandbox.runners.base import ImageNotFoundError
 
 HOSTNAME = "sandbox"
 _HOST_NAMES = ("debian", "ubuntu", "python")
-_VERSION = "1"
+_VERSION = "2"
 
 _FOLDERS = (
     ("dev", 0o755),
@@ -30,7 +30,6 @@ _FOLDERS = (
     ("mnt", 0o755),
     ("opt", 0o755),
     ("proc", 0o555),
-    ("root", 0o700),
     ("run", 0o755),
     ("srv", 0o755),
     ("tmp", 0o1777),
@@ -191,8 +190,6 @@ def _fill(draft: Path, interpreter: Interpreter) -> None:
     for name in ("python", "python3"):
         if interpreter.executable != f"/usr/local/bin/{name}":
             (programs / name).symlink_to(interpreter.executable)
-    if interpreter.target and not interpreter.target.startswith("/usr/"):
-        _make_folders(root / interpreter.target.lstrip("/"), root)
 
 
 def _make_folders(folder: Path, top: Path) -> None:

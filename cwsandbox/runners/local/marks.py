@@ -8,6 +8,7 @@ resource that nobody uses, unique per command: an ordinary process can lower its
 
 from __future__ import annotations
 
+import contextlib
 import os
 import re
 import resource
@@ -22,8 +23,11 @@ if TYPE_CHECKING:
 
 UNREADABLE = -1
 """The mark of a process whose mark is hidden even from the agent (a program that may be run but not read)."""
+GONE = -2
+"""The mark of a process that ended while it was looked at."""
 
 _GIVE_UP_SECONDS = 5.0
+_FEW_DOUBTS, _MANY_DOUBTS = 3, 20
 _FIRST_DELAY, _LAST_DELAY = 0.0005, 0.02
 
 
@@ -42,7 +46,7 @@ class Marks(Protocol):
         ...
 
     def processes(self) -> Iterator[tuple[int, int]]:
-        """All marked processes that still run: (process id, mark)."""
+        """All marked processes: (process id, mark), also of those that end at this moment."""
         ...
 
 
@@ -59,11 +63,9 @@ class NamespaceMarks:
         """See `Marks`."""
         for name in os.listdir("/proc"):
             if name.isdecimal() and name != "1":
-                mark = self._mark_of(name)
-                if mark is not None:
-                    yield int(name), mark
+                yield int(name), self._mark_of(name)
 
-    def _mark_of(self, name: str) -> int | None:
+    def _mark_of(self, name: str) -> int:
         try:
             return os.stat(f"/proc/{name}/ns/uts").st_ino
         except PermissionError:
@@ -74,24 +76,30 @@ class NamespaceMarks:
         try:
             threads = os.listdir(f"/proc/{name}/task")
         except OSError:
-            return None
+            return GONE
         for thread in threads:
             if thread != name:
                 try:
                     return os.stat(f"/proc/{name}/task/{thread}/ns/uts").st_ino
                 except OSError:
                     continue
-        return None
+        return GONE
 
 
 class LimitMarks:
-    """Marks that are hard limits of RLIMIT_RTTIME; for a subreaper, whose descendants stay its descendants."""
+    """Marks that are hard limits of RLIMIT_RTTIME; for a subreaper, whose descendants stay its descendants.
+
+    Every agent has a range of its own, so that a mark says by itself whose process it is on: parents cannot be followed
+    while they are dying.
+    """
 
     _LINE = re.compile(rb"^Max realtime timeout\s+\S+\s+(\S+)", re.MULTILINE)
+    _RANGE = 1 << 24
 
     def __init__(self) -> None:
         _, hard = resource.getrlimit(resource.RLIMIT_RTTIME)
-        self._next = (1 << 62) if hard == resource.RLIM_INFINITY else hard
+        highest = 1 << 62 if hard == resource.RLIM_INFINITY else hard
+        self._first = self._next = highest - self._RANGE * int.from_bytes(os.urandom(4))
 
     def make(self) -> Mark:
         """See `Marks`."""
@@ -101,14 +109,42 @@ class LimitMarks:
 
     def processes(self) -> Iterator[tuple[int, int]]:
         """See `Marks`."""
-        for pid in descendants(os.getpid()):
+        strangers = []
+        for name in os.listdir("/proc"):
+            if not name.isdecimal() or name == str(os.getpid()):
+                continue
             try:
-                with open(f"/proc/{pid}/limits", "rb") as file:
+                with open(f"/proc/{name}/limits", "rb") as file:
                     found = self._LINE.search(file.read())
             except OSError:
-                continue
-            value = int(found[1]) if found and found[1].isdigit() else UNREADABLE
-            yield pid, value if value >= self._next else UNREADABLE  # Lower ones were never given out.
+                found = None
+            if found is None:
+                yield int(name), GONE
+            elif found[1].isdigit():
+                value = int(found[1])
+                if self._next <= value < self._first:
+                    yield int(name), value if runs(name) else GONE
+                else:
+                    strangers.append(int(name))
+        if strangers:
+            # Another agent's, or a process of ours that lowered its limit to be overlooked.
+            ours = set(descendants(os.getpid()))
+            yield from ((pid, UNREADABLE) for pid in strangers if pid in ours)
+
+
+def runs(pid: str) -> bool:
+    """Does any thread of a process still run? Its first one may have ended before the others."""
+    return _family(pid)[1]
+
+
+def _family(pid: str) -> tuple[int, bool]:
+    """A process's parent (0 if the process is gone), and whether it runs."""
+    try:
+        with open(f"/proc/{pid}/stat", "rb") as file:
+            fields = file.read().rpartition(b")")[2].split()
+    except OSError:
+        return 0, False
+    return int(fields[1]), fields[0] not in {b"Z", b"X"} or int(fields[17]) > 1
 
 
 def descendants(ancestor: int) -> list[int]:
@@ -116,22 +152,15 @@ def descendants(ancestor: int) -> list[int]:
     children: dict[int, list[int]] = {}
     running = set()
     for name in os.listdir("/proc"):
-        if not name.isdecimal():
-            continue
-        try:
-            with open(f"/proc/{name}/stat", "rb") as file:
-                fields = file.read().rpartition(b")")[2].split()
-        except OSError:
-            continue
-        state, parent, threads = fields[0], int(fields[1]), int(fields[17])
-        children.setdefault(parent, []).append(int(name))
-        # The first thread of a process may have ended while others run on.
-        if state not in {b"Z", b"X"} or threads > 1:
-            running.add(int(name))
+        if name.isdecimal():
+            parent, runs_on = _family(name)
+            children.setdefault(parent, []).append(int(name))
+            if runs_on:
+                running.add(int(name))
     found: list[int] = []
     pending = [ancestor]
     while pending:
-        below = children.get(pending.pop(), [])
+        below = children.pop(pending.pop(), [])
         pending += below
         found += [pid for pid in below if pid in running]
     return found
@@ -149,6 +178,9 @@ class TreeKill:
         self.mark = mark
         self.requests: list[int] = []
         self._seen: set[int] = set()
+        self._gone: set[int] = set()
+        self._doubts = 0
+        self._most_doubts = _FEW_DOUBTS
         self._looked = False
         self._delay = _FIRST_DELAY
         self._deadline = time.monotonic() + _GIVE_UP_SECONDS
@@ -159,32 +191,46 @@ class TreeKill:
         """It has taken too long."""
         return time.monotonic() > self._deadline
 
-    def wants(self, value: int) -> bool:
+    def _wants(self, value: int) -> bool:
         """Does a process with this mark have to die? One that hides its mark goes with whatever is killed first."""
         return self.mark is None or value in {self.mark.value, UNREADABLE}
 
-    def look(self, pids: list[int]) -> bool:
-        """Deal with the processes found; True when there were none."""
+    def look(self, processes: list[tuple[int, int]]) -> bool:
+        """Deal with the processes there are; True when none is left to kill."""
+        pids = [pid for pid, mark in processes if mark != GONE and self._wants(mark)]
         if not pids:
-            return True
+            gone = {pid for pid, mark in processes if mark == GONE}
+            new_gone, self._gone = gone - self._gone, gone
+            self._doubts += 1
+            return not new_gone or self._doubts > self._most_doubts
         new = [pid for pid in pids if pid not in self._seen]
         self._seen.update(new)
         if new and self._looked:
-            _send_all(new, signal.SIGSTOP)
+            self._most_doubts = _MANY_DOUBTS
+            signal_groups(new, signal.SIGSTOP)
             self.next_look = 0.0
         else:
-            _send_all(pids, signal.SIGKILL)
+            signal_groups(pids, signal.SIGKILL)
             self.next_look = time.monotonic() + self._delay
             self._delay = min(self._delay * 2, _LAST_DELAY)
         self._looked = True
         return False
 
 
-def _send_all(pids: list[int], number: signal.Signals) -> None:
+def signal_groups(pids: list[int], number: signal.Signals) -> None:
+    """Signal processes with their process groups.
+
+    The kernel signals a group in one go that no fork can slip through. A group belongs to a session, and a session to
+    one command, so nobody else is hit; only the caller's own group is never signalled.
+    """
+    own = os.getpgid(0)
+    groups = set()
     for pid in pids:
-        try:
-            os.kill(pid, number)
-        except ProcessLookupError:
-            continue
-        except PermissionError:
-            continue  # Not ours to kill (a set-user-id program at level `process`); the deadline deals with it.
+        # What is not ours to signal (a set-user-id program without namespaces) is left to the deadline.
+        with contextlib.suppress(ProcessLookupError, PermissionError):
+            group = os.getpgid(pid)
+            if group in {0, own}:
+                os.kill(pid, number)
+            elif group not in groups:
+                groups.add(group)
+                os.killpg(group, number)

@@ -26,11 +26,11 @@ _READ_ONLY = linux.MOUNT_ATTR_RDONLY | linux.MOUNT_ATTR_NOSUID | linux.MOUNT_ATT
 _PLAIN = linux.MS_NOSUID | linux.MS_NODEV
 _MASKED_FILES = ("/proc/kcore", "/proc/keys", "/proc/timer_list", "/proc/latency_stats", "/proc/sysrq-trigger")
 _OWN_FOLDERS = (
+    ("root", 0o700),
     ("etc", 0o755),
     ("home", 0o755),
     ("mnt", 0o755),
     ("opt", 0o755),
-    ("root", 0o700),
     ("run", 0o755),
     ("srv", 0o755),
     ("tmp", 0o1777),
@@ -58,8 +58,7 @@ def enter_root(plan: dict[str, Any], trees: list[int]) -> None:
     Args:
         plan: The box's creation message: `folder`, `image`, `files`.
         trees: Detached mounts of the image, of /usr and perhaps of the interpreter, whose owners are mapped to this
-        user
-            namespace. Empty: the plain folders are used.
+            user namespace. Empty: the plain folders are used.
     """
     linux.mount(None, "/", None, linux.MS_REC | linux.MS_PRIVATE)
     image = plan["image"]
@@ -78,9 +77,9 @@ def enter_root(plan: dict[str, Any], trees: list[int]) -> None:
     lower = f"{_via(folder)}/lower" if trees else _via(plain_image)
     usr_lower = f"{_via(folder)}/usr-lower" if trees else "/usr"
     layer = f"{_via(folder)}/layer"
-    if not trees and plan["base"]:
-        _make_own_folders(f"{layer}/upper")
-    root = _mount_root(_via(folder), layer, lower)
+    # Where the file system cannot map owners, the image's folders belong to nobody: the box then gets its usual ones.
+    own = _OWN_FOLDERS if plan["base"] and not trees else _OWN_FOLDERS[:1]
+    root = _mount_root(_via(folder), layer, lower, own)
     _mount_usr(root, layer, lower, usr_lower)
     os.close(folder)
     os.close(plain_image)
@@ -122,9 +121,8 @@ def _attach_file(tree: int, target: str) -> None:
     _attach(tree, target)
 
 
-def _make_own_folders(upper: str) -> None:
-    """Where the file system cannot map owners, the image's folders belong to nobody: let the box own its usual ones."""
-    for name, mode in _OWN_FOLDERS:
+def _make_own_folders(upper: str, folders: tuple[tuple[str, int], ...]) -> None:
+    for name, mode in folders:
         os.mkdir(f"{upper}/{name}")
         os.chmod(f"{upper}/{name}", mode)
 
@@ -134,7 +132,8 @@ def _overlay(target: str, layer: str, prefix: str, lowers: tuple[str, ...]) -> N
     linux.mount("overlay", target, "overlay", _PLAIN, options)
 
 
-def _mount_root(folder: str, layer: str, lower: str) -> int:
+def _mount_root(folder: str, layer: str, lower: str, own: tuple[tuple[str, int], ...]) -> int:
+    _make_own_folders(f"{layer}/upper", own)
     try:
         _overlay(f"{folder}/root", layer, "", (f"{lower}/root",))
     except OSError:
@@ -142,6 +141,7 @@ def _mount_root(folder: str, layer: str, lower: str) -> int:
         linux.mount("tmpfs", layer, "tmpfs", _PLAIN, "mode=755")
         for name in _LAYERS:
             os.mkdir(f"{layer}/{name}", 0o755)
+        _make_own_folders(f"{layer}/upper", own)
         _overlay(f"{folder}/root", layer, "", (f"{lower}/root",))
     return os.open(f"{folder}/root", _PATH | os.O_DIRECTORY)
 

@@ -347,11 +347,22 @@ class LocalRunner(anyio.AsyncContextManagerMixin):
             self._remove_box(name)
 
     def _remove_box(self, name: str) -> None:
+        _kill_strays(str(self._boxes_dir / name))
         remove_cgroups(self._cgroups.leftovers(name))
         with contextlib.suppress(OSError):
             remove_tree(str(self._boxes_dir / name))
         with contextlib.suppress(OSError):
             os.unlink(self._runtime_dir / f"{name}.sock")
+
+
+def _kill_strays(folder: str) -> None:
+    """Kill what is left of a box without namespaces whose agent and zygote were both killed: its home tells it."""
+    home = f"HOME={folder}/home".encode()
+    for name in os.listdir("/proc"):
+        if name.isdecimal():
+            with contextlib.suppress(OSError):
+                if home in Path("/proc", name, "environ").read_bytes().split(b"\0"):
+                    os.kill(int(name), signal.SIGKILL)
 
 
 def _store_files(folder: str, spec: BoxSpec) -> list[list[str]]:

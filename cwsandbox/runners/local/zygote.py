@@ -22,13 +22,14 @@ from typing import Any
 from cwsandbox.runners.local import launch, protocol
 from cwsandbox.runners.local import syscalls as linux
 from cwsandbox.runners.local.descriptors import close_others
-from cwsandbox.runners.local.marks import descendants
+from cwsandbox.runners.local.marks import descendants, signal_groups
 from cwsandbox.runners.local.trees import remove_tree
 
 CONTROL_FD = 3
 _FIRST_BASE = 0x4000_0000
 _RANGE = 65536
 _RANGES = 16000
+_ORPHAN_LOOKS, _EMPTY_LOOKS = 500, 3
 
 
 class BoxEntry:
@@ -232,7 +233,8 @@ class Zygote:
 
     def _kill_orphans(self) -> None:
         """Kill what an agent without a PID namespace left behind: our descendants below no other agent."""
-        for _ in range(200):
+        empty_looks = 0
+        for _ in range(_ORPHAN_LOOKS):
             found = descendants(os.getpid())
             # Whoever was adopted before that look has been announced by now: do not take a new agent for an orphan.
             for name, box in list(self._boxes.items()):
@@ -241,11 +243,10 @@ class Zygote:
             kept = {pid for box in self._boxes.values() for pid in (box.agent, box.builder) if pid > 0}
             safe = kept.union(*(descendants(pid) for pid in kept))
             orphans = [pid for pid in found if pid not in safe]
-            if not orphans:
+            empty_looks = 0 if orphans else empty_looks + 1
+            if empty_looks >= _EMPTY_LOOKS:
                 return
-            for pid in orphans:
-                with contextlib.suppress(OSError):
-                    os.kill(pid, signal.SIGKILL)
+            signal_groups(orphans, signal.SIGKILL)
             time.sleep(0.001)
 
 
