@@ -5,6 +5,7 @@ from __future__ import annotations
 import gc
 import shutil
 import tempfile
+import warnings
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -37,11 +38,12 @@ def home_folder() -> Iterator[Path]:
 
 
 @pytest.fixture
-def never_stopped(request: pytest.FixtureRequest) -> Iterator[None]:
+def never_stopped() -> Iterator[None]:
     """For tests whose sandboxes cannot be stopped through their own handles: these go without the warning about it."""
-    request.node.add_marker(pytest.mark.filterwarnings("ignore:.* was never stopped:ResourceWarning"))
-    yield
-    gc.collect()
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", ".* was never stopped", ResourceWarning)
+        yield
+        gc.collect()
 
 
 @pytest.fixture
