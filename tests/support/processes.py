@@ -12,31 +12,38 @@ GONE_SECONDS = 10.0
 
 PROCESS_TREE = """
 import os, signal, sys
-marker = sys.argv[1]
 for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
     signal.signal(number, signal.SIG_IGN)
 seen, ready = os.pipe()
 
+def stay():
+    os.write(ready, b".")
+    while True:
+        signal.pause()
+
 def spawn(*, session, orphan):
-    if os.fork():
+    child = os.fork()
+    if child:
+        if orphan:
+            os.waitpid(child, 0)
         return
     if session:
         os.setsid()
     if orphan and os.fork():
         os._exit(0)
-    os.execvp("sleep", ["sleep", marker])
+    stay()
 
 spawn(session=False, orphan=False)
 spawn(session=True, orphan=False)
 spawn(session=True, orphan=True)
-os.close(ready)
-os.read(seen, 1)
+for _ in range(3):
+    os.read(seen, 1)
 print("ready", flush=True)
-os.execvp("sleep", ["sleep", marker])
+stay()
 """
 """A python program: a command, a child, a child in its own session and an orphaned daemon, all of which ignore TERM.
 
-It says "ready" when all have started (their ends of the pipe close on exec); four processes then carry the marker.
+It says "ready" when all have started; four processes then carry its arguments in their argv.
 """
 
 TREE_SIZE = 4

@@ -38,11 +38,12 @@ def home_folder() -> Iterator[Path]:
 
 
 @pytest.fixture
-def never_stopped() -> Iterator[None]:
+def never_stopped(caplog: pytest.LogCaptureFixture) -> Iterator[None]:
     """For tests whose sandboxes cannot be stopped through their own handles: these go without the warning about it."""
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", ".* was never stopped", ResourceWarning)
         yield
+        caplog.get_records("call").clear()  # What was logged about them holds them.
         gc.collect()
 
 
