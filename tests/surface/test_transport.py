@@ -94,6 +94,16 @@ def test_an_exit_during_the_cut_is_reported_afterwards(wire: Relay) -> None:
         assert (result.returncode, result.stdout) == (5, "up\nout\n")
 
 
+def test_a_write_after_a_cut_does_not_wait_for_a_ping(wire: Relay) -> None:
+    with Sandbox(base_url=wire.url) as sandbox:
+        sandbox.wait()
+        sandbox.write_file("/tmp/file", b"one").result()
+        for content in (b"two", b"", b"three"):
+            wire.cut()
+            sandbox.write_file("/tmp/file", content).result(timeout=10)
+            assert sandbox.read_file("/tmp/file").result(timeout=10) == content
+
+
 def test_a_create_that_was_retried_made_one_sandbox(wire: Relay, gateway: ServedGateway) -> None:
     gateway.accepting.close()
     sandbox = Sandbox(base_url=wire.url)
