@@ -9,9 +9,10 @@ import sysconfig
 import tempfile
 from pathlib import Path
 
+import anyio
 import pytest
 
-from cwsandbox.runners.base import IsolationLevel, IsolationUnavailableError
+from cwsandbox.runners.base import BoxSpec, ExitStatus, IsolationLevel, IsolationUnavailableError
 from tests.runners.confined import USER
 from tests.runners.conftest import box_spec
 
@@ -144,3 +145,19 @@ class TestAllowed:
             assert box.isolation is runner.capabilities().isolation is IsolationLevel.PROCESS
             assert "as asked for" in runner.isolation_notice
             await box.stop(0)
+
+
+async def test_boxes_that_end_take_no_box_in_the_making_along(make_runner):
+    """Without PID namespaces the zygote looks for orphans whenever a box ends; new agents must not look like some."""
+    async with make_runner(isolation="process") as runner:
+        at_once = anyio.CapacityLimiter(16)
+
+        async def live_and_die(number: int) -> None:
+            async with at_once:
+                box = await runner.create(BoxSpec(f"sandbox-{number}", argv=("true",)))
+            assert await box.main.wait() == ExitStatus(code=0)
+            await box.stop(0)
+
+        async with anyio.create_task_group() as tasks:
+            for number in range(100):
+                tasks.start_soon(live_and_die, number)

@@ -130,11 +130,18 @@ def _enter_folder(plan: dict[str, Any], zygote: socket.socket) -> None:
 
 
 def _become_first_process(zygote: socket.socket) -> None:
-    """Fork; the child goes on as the agent, a child of the zygote's by adoption."""
+    """Fork; the child goes on as the agent, a child of the zygote's by adoption.
+
+    It waits until it has been announced: a zygote that had never heard of it would take it for an orphan.
+    """
+    announced, announcer = os.pipe()
     pid = os.fork()
     if pid:
         protocol.send(zygote, protocol.encode({"event": "pid", "pid": pid}))
         os._exit(0)
+    os.close(announcer)
+    os.read(announced, 1)
+    os.close(announced)
 
 
 def _ask_for_maps(zygote: socket.socket) -> list[int]:

@@ -128,7 +128,7 @@ class LimitMarks:
                     strangers.append(int(name))
         if strangers:
             # Another agent's, or a process of ours that lowered its limit to be overlooked.
-            ours = set(descendants(os.getpid()))
+            ours = set(ProcessTree().below(os.getpid()))
             yield from ((pid, UNREADABLE) for pid in strangers if pid in ours)
 
 
@@ -147,23 +147,29 @@ def _family(pid: str) -> tuple[int, bool]:
     return int(fields[1]), fields[0] not in {b"Z", b"X"} or int(fields[17]) > 1
 
 
-def descendants(ancestor: int) -> list[int]:
-    """The processes below `ancestor` that still run."""
-    children: dict[int, list[int]] = {}
-    running = set()
-    for name in os.listdir("/proc"):
-        if name.isdecimal():
-            parent, runs_on = _family(name)
-            children.setdefault(parent, []).append(int(name))
-            if runs_on:
-                running.add(int(name))
-    found: list[int] = []
-    pending = [ancestor]
-    while pending:
-        below = children.pop(pending.pop(), [])
-        pending += below
-        found += [pid for pid in below if pid in running]
-    return found
+class ProcessTree:
+    """One look at the process list: who is whose child, and who still runs."""
+
+    def __init__(self) -> None:
+        self._children: dict[int, list[int]] = {}
+        self._running: set[int] = set()
+        for name in os.listdir("/proc"):
+            if name.isdecimal():
+                parent, runs_on = _family(name)
+                self._children.setdefault(parent, []).append(int(name))
+                if runs_on:
+                    self._running.add(int(name))
+
+    def below(self, ancestor: int) -> list[int]:
+        """The processes below `ancestor` that ran at the time of the look."""
+        found: list[int] = []
+        pending, seen = [ancestor], set[int]()
+        while pending:
+            below = [pid for pid in self._children.get(pending.pop(), ()) if pid not in seen]
+            seen.update(below)
+            pending += below
+            found += [pid for pid in below if pid in self._running]
+        return found
 
 
 class TreeKill:

@@ -22,7 +22,7 @@ from typing import Any
 from cwsandbox.runners.local import launch, protocol
 from cwsandbox.runners.local import syscalls as linux
 from cwsandbox.runners.local.descriptors import close_others
-from cwsandbox.runners.local.marks import descendants, signal_groups
+from cwsandbox.runners.local.marks import ProcessTree, signal_groups
 from cwsandbox.runners.local.trees import remove_tree
 
 CONTROL_FD = 3
@@ -235,14 +235,15 @@ class Zygote:
         """Kill what an agent without a PID namespace left behind: our descendants below no other agent."""
         empty_looks = 0
         for _ in range(_ORPHAN_LOOKS):
-            found = descendants(os.getpid())
-            # Whoever was adopted before that look has been announced by now: do not take a new agent for an orphan.
+            tree = ProcessTree()
+            # An agent in the making is below its builder in that look, or was adopted before it and then announced: it
+            # is not taken for an orphan. A second look would find it adopted and not yet announced.
             for name, box in list(self._boxes.items()):
                 if not box.ready:
                     self._listen_to_box(name, box)
             kept = {pid for box in self._boxes.values() for pid in (box.agent, box.builder) if pid > 0}
-            safe = kept.union(*(descendants(pid) for pid in kept))
-            orphans = [pid for pid in found if pid not in safe]
+            safe = kept.union(*map(tree.below, kept))
+            orphans = [pid for pid in tree.below(os.getpid()) if pid not in safe]
             empty_looks = 0 if orphans else empty_looks + 1
             if empty_looks >= _EMPTY_LOOKS:
                 return
