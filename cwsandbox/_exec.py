@@ -10,6 +10,7 @@ import anyio
 
 from cwsandbox._client.stream import Exited
 from cwsandbox._stream_operation import StreamOperation
+from cwsandbox._text import short_repr
 from cwsandbox.exceptions import SandboxCommandTimeoutError, SandboxError, SandboxExecutionError
 from cwsandbox.process import Process, ProcessResult
 from cwsandbox.wire.signals import signal_number
@@ -158,7 +159,7 @@ class ExecOperation(StreamOperation):
             seen = await self._exit_status()
         except SandboxCommandTimeoutError as error:
             error.args = (
-                f"the command {process.command!r} was killed after timeout_seconds={self._timeout_seconds:g}",
+                f"the command {short_repr(process.command)} was killed after timeout_seconds={self._timeout_seconds:g}",
             )
             raise
         except SandboxError as error:
@@ -169,7 +170,7 @@ class ExecOperation(StreamOperation):
         result = ProcessResult._from_spools(*process._spools, returncode, process.command)
         if self._check and returncode:
             raise SandboxExecutionError(
-                f"the command {process.command!r} exited with {returncode}: {_last_line(result.stderr)}",
+                f"the command {short_repr(process.command)} exited with {returncode}: {_last_line(result.stderr)}",
                 exec_result=result,
             )
         return result

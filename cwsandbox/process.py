@@ -13,6 +13,7 @@ from cwsandbox._runtime.operation import OperationRef
 from cwsandbox._runtime.readers import LineReader, StreamReader
 from cwsandbox._runtime.spool import Spool
 from cwsandbox._stdin import StreamWriter
+from cwsandbox._text import short_repr
 from cwsandbox.wire.signals import signal_name
 
 if TYPE_CHECKING:
@@ -21,7 +22,7 @@ if TYPE_CHECKING:
 __all__ = ["Process", "ProcessResult", "StreamReader", "StreamWriter"]
 
 
-class ProcessResult:
+class ProcessResult:  # noqa: PLW1641 - mutable, so not hashable
     """What a finished command printed and returned.
 
     Output is decoded, and what lies on disk (beyond 8 MiB a stream) is read back, when an attribute is first looked at;
@@ -42,7 +43,7 @@ class ProcessResult:
         command: list[str] | None = None,
     ) -> None:
         self.returncode = returncode
-        self.command = command if command is not None else []
+        self.command: list[str] = command if command is not None else []
         self._text: list[str | None] = [stdout or "", stderr or ""]
         self._bytes: list[bytes | None] = [stdout_bytes, stderr_bytes]
         self._spools: tuple[Spool, Spool] | None = None
@@ -127,11 +128,9 @@ class ProcessResult:
             return NotImplemented
         return self._fields() == other._fields()
 
-    __hash__ = None  # type: ignore[assignment]  # mutable, as its fields can be set
-
     def __repr__(self) -> str:
-        shown = ", ".join(f"{name}={_shortened(getattr(self, name))}" for name in ("stdout", "stderr"))
-        return f"ProcessResult(returncode={self.returncode}, {shown}, command={self.command!r})"
+        shown = ", ".join(f"{name}={short_repr(getattr(self, name))}" for name in ("stdout", "stderr"))
+        return f"ProcessResult(returncode={self.returncode}, {shown}, command={short_repr(self.command)})"
 
     def __getstate__(self) -> dict[str, Any]:
         names = ("stdout", "stderr", "returncode", "stdout_bytes", "stderr_bytes", "command")
@@ -144,15 +143,8 @@ class ProcessResult:
         return (self.stdout, self.stderr, self.returncode, self.stdout_bytes, self.stderr_bytes, self.command)
 
 
-_SHOWN_CHARACTERS = 200
 _INTERRUPT_SECONDS = 5.0
 """How long Ctrl-C in a blocking `result()` waits for the gateway to confirm that the command is dead."""
-
-
-def _shortened(text: str) -> str:
-    if len(text) <= _SHOWN_CHARACTERS:
-        return repr(text)
-    return f"{text[:_SHOWN_CHARACTERS]!r}... ({len(text)} characters)"
 
 
 class Process(OperationRef[ProcessResult]):
@@ -253,7 +245,7 @@ class Process(OperationRef[ProcessResult]):
 
     def __repr__(self) -> str:
         state = "running" if not self._finished else f"returncode={self.returncode}"
-        return f"<Process {self._command!r} {state}>"
+        return f"<Process {short_repr(self._command)} {state}>"
 
     def _bind(self, loop: LoopHandle) -> None:
         super()._bind(loop)

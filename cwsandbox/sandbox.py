@@ -40,7 +40,7 @@ if TYPE_CHECKING:
 
 __all__ = ["Sandbox"]
 
-logger = logging.getLogger("cwsandbox")
+logger: logging.Logger = logging.getLogger("cwsandbox")
 
 _GRACE_SECONDS = 10.0
 _LEAVE_SLACK_SECONDS = 10.0

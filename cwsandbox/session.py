@@ -32,7 +32,7 @@ if TYPE_CHECKING:
 
 __all__ = ["Session"]
 
-logger = logging.getLogger("cwsandbox")
+logger: logging.Logger = logging.getLogger("cwsandbox")
 
 _CLOSE_SECONDS = 60.0
 """How long leaving `async with` may take: all sandboxes stop at once, with 10 s of grace each."""

@@ -7,7 +7,7 @@ import logging
 
 __all__ = ["SandboxStatus"]
 
-logger = logging.getLogger("cwsandbox")
+logger: logging.Logger = logging.getLogger("cwsandbox")
 
 
 class SandboxStatus(enum.StrEnum):

@@ -57,8 +57,8 @@ class Connections:
     """
 
     def __init__(self) -> None:
-        self.changed = Pulse()
-        self.count = 0
+        self.changed: Pulse = Pulse()
+        self.count: int = 0
 
     def add(self, number: int) -> None:
         """Count connections that came, or went with -1."""
@@ -140,7 +140,7 @@ class GatewayServer(uvicorn.Server):
             )
         )
         self._stopped = anyio.Event()
-        self.listening = anyio.Event()
+        self.listening: anyio.Event = anyio.Event()
 
     def stop(self) -> None:
         """Ask `serve` to end."""

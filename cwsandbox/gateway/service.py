@@ -95,9 +95,9 @@ class Service:
         self._sequence = 0
         self._active = 0
         self._creations = anyio.Semaphore(limits.creations)
-        self.closing = False
-        self.population = Pulse()
-        self.streams = StreamRegistry()
+        self.closing: bool = False
+        self.population: Pulse = Pulse()
+        self.streams: StreamRegistry = StreamRegistry()
         self._tasks = anyio.create_task_group()
 
     @classmethod

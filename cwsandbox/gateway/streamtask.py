@@ -54,8 +54,8 @@ class StreamTask(abc.ABC):
         self.principal = principal
         self.stream = stream
         self.owner: Owner | None = None
-        self.absences = 0
-        self.ended = False
+        self.absences: int = 0
+        self.ended: bool = False
         self._end = Pulse()
         self._scope = anyio.CancelScope()
         self._credit = Pulse()

@@ -88,6 +88,8 @@ class WriteTransfer(_Transfer):
         target = await box.create_file(self._request.path, size=self._size)
         try:
             self.stream.confirm({})
+            if not self._eof:
+                self.wake()  # A client that came back sends nothing before it hears this.
             written = 0
             while self._received or not self._eof:
                 if not self._received:

@@ -51,12 +51,12 @@ class SendFlow:
         self._base = 0
         self._kept: deque[Chunk] = deque()
         self._unsent: deque[Chunk] = deque()
-        self.sent = 0
-        self.end = 0
-        self.limit = WINDOW_BYTES
-        self.consumed = 0
-        self.eof = False
-        self.eof_sent = False
+        self.sent: int = 0
+        self.end: int = 0
+        self.limit: int = WINDOW_BYTES
+        self.consumed: int = 0
+        self.eof: bool = False
+        self.eof_sent: bool = False
 
     @property
     def room(self) -> int:
@@ -148,11 +148,11 @@ class ReceiveFlow:
     __slots__ = ("adjust_due", "consumed", "eof", "limit", "received")
 
     def __init__(self) -> None:
-        self.received = 0
-        self.consumed = 0
-        self.limit = WINDOW_BYTES
-        self.eof = False
-        self.adjust_due = False
+        self.received: int = 0
+        self.consumed: int = 0
+        self.limit: int = WINDOW_BYTES
+        self.eof: bool = False
+        self.adjust_due: bool = False
 
     def accept(self, offset: int, data: bytes) -> bytes:
         """Take a DATA frame's bytes; returns those that are new.

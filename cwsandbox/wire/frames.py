@@ -138,7 +138,7 @@ class MessageBuilder:
     def __init__(self, max_bytes: int) -> None:
         self._max_bytes = max_bytes
         self._parts: list[bytes | memoryview] = []
-        self.size = 0
+        self.size: int = 0
 
     @property
     def free_bytes(self) -> int:

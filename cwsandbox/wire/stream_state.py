@@ -68,14 +68,14 @@ class Stream:
         exec_id: str,
         attach: Attach | None = None,
     ) -> None:
-        self.id = stream_id
+        self.id: int = stream_id
         self.kind = kind
         self.exec_id = exec_id
         self.params = params
         self.attach = attach
-        self.confirmed = False
-        self.peer_closed = False
-        self.closing = False
+        self.confirmed: bool = False
+        self.peer_closed: bool = False
+        self.closing: bool = False
         self.closed = False
         self._channel: Scheduler | None = channel
         self._role = role

@@ -164,19 +164,6 @@ def test_serialization() -> None:
     assert (Serialization.JSON, Serialization.PICKLE) == ("json", "pickle")
 
 
-@pytest.mark.parametrize(
-    ("number", "text"),
-    [(0, "0 B"), (1023, "1023 B"), (1024, "1.0 KiB"), (1536, "1.5 KiB"), (5 << 20, "5.0 MiB"), (3 << 30, "3.0 GiB")],
-)
-def test_format_bytes(number: int, text: str) -> None:
-    assert cwsandbox.format_bytes(number) == text
-
-
-def test_format_cpu() -> None:
-    assert cwsandbox.format_cpu(1500) == "1.5 vCPU"
-    assert cwsandbox.format_cpu(0) == "0.0 vCPU"
-
-
 def test_the_public_names() -> None:
     expected = [
         "__version__",
@@ -184,34 +171,18 @@ def test_the_public_names() -> None:
         "SandboxStatus",
         "Session",
         "SandboxDefaults",
-        "RemoteFunction",
         "OperationRef",
         "Process",
         "ProcessResult",
         "StreamReader",
         "StreamWriter",
-        "TerminalSession",
-        "TerminalResult",
         "Serialization",
         "NetworkOptions",
         "ResourceOptions",
         "Secret",
-        "AuthHeaders",
-        "set_auth_mode",
         "results",
         "wait",
         "Waitable",
-        "list_runners",
-        "get_runner",
-        "list_profiles",
-        "get_profile",
-        "Runner",
-        "RunnerResources",
-        "Profile",
-        "ServiceExposureMode",
-        "EgressMode",
-        "format_bytes",
-        "format_cpu",
         "CWSandboxError",
         "CWSandboxAuthenticationError",
         "SandboxError",
@@ -228,7 +199,11 @@ def test_the_public_names() -> None:
         "FunctionError",
         "AsyncFunctionError",
         "FunctionSerializationError",
+        "SandboxCommandTimeoutError",
+        "SandboxRequestTimeoutError",
+        "SandboxResourceExhaustedError",
+        "SandboxUnavailableError",
     ]
-    assert set(expected) <= set(cwsandbox.__all__)
+    assert sorted(cwsandbox.__all__) == sorted(expected)
     for name in cwsandbox.__all__:
         assert getattr(cwsandbox, name) is not None

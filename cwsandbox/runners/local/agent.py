@@ -47,8 +47,10 @@ class Command:
 
     def __init__(self, exec_id: str, started: Started, mark: Mark, *, terminal: bool) -> None:
         self.exec_id = exec_id
-        self.pid = started.pid
-        self.stdin, self.stdout, self.stderr = started.stdin, started.stdout, started.stderr
+        self.pid: int = started.pid
+        self.stdin: int = started.stdin
+        self.stdout: int = started.stdout
+        self.stderr: int = started.stderr
         self.mark = mark
         self.terminal = terminal
         self.status: int | None = None

@@ -74,7 +74,7 @@ class LocalBox:
         self._gone = anyio.Event()
         self._listed = anyio.Event()
         self._to_list = -1
-        self.swept = anyio.Event()
+        self.swept: anyio.Event = anyio.Event()
         """Set by the runner when the zygote has reaped the box; boxes of an earlier zygote have it set from the
         start."""
         self._agent_pid = _peer(connection)

@@ -56,7 +56,7 @@ class Link:
         self._waiters: dict[int, _Waiter] = {}
         self._last_request = 0
         self._unsent: deque[bytes] = deque()
-        self.closed = False
+        self.closed: bool = False
 
     async def run(self) -> None:
         """Read until the connection ends; then every request has failed. Cancelling closes the link."""

@@ -190,7 +190,7 @@ class TreeKill:
         self._looked = False
         self._delay = _FIRST_DELAY
         self._deadline = time.monotonic() + _GIVE_UP_SECONDS
-        self.next_look = 0.0
+        self.next_look: float = 0.0
 
     @property
     def given_up(self) -> bool:
