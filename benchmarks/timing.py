@@ -6,22 +6,10 @@ import statistics
 import time
 from typing import TYPE_CHECKING
 
-from attrs import define, field, frozen
+from attrs import define, field
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
-
-
-@frozen
-class Goal:
-    """What a measurement should reach: a number, or so many times another measurement of the same run."""
-
-    number: float = 1.0
-    times: str | None = None
-
-    def value(self, medians: dict[str, float]) -> float:
-        """The goal in the measurement's own unit."""
-        return self.number if self.times is None else self.number * medians[self.times]
 
 
 @define
@@ -31,7 +19,7 @@ class Measurement:
     name: str
     unit: str
     sample: Callable[[], list[float]]
-    goal: Goal | None = None
+    goal: float | None = None
     more_is_better: bool = False
     values: list[float] = field(factory=list)
 
@@ -65,12 +53,11 @@ async def milliseconds_async(function: Callable[[], Awaitable[object]], times: i
 
 def table(measurements: list[Measurement]) -> str:
     """The measurements as aligned text. The ratio is median to goal, turned so that 1.00 or less reaches the goal."""
-    medians = {measurement.name: measurement.median for measurement in measurements}
     rows = [("measured", "median", "unit", "goal", "ratio", "spread", "n")]
     for measurement in measurements:
         goal, ratio = "", ""
         if measurement.goal is not None:
-            wanted = measurement.goal.value(medians)
+            wanted = measurement.goal
             goal = f"{'>=' if measurement.more_is_better else '<='} {wanted:.2f}"
             ratio = f"{wanted / measurement.median if measurement.more_is_better else measurement.median / wanted:.2f}"
         low, high = _quartiles(measurement.values)
