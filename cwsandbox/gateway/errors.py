@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from cwsandbox.wire.errors import Code, Reason, Status
+from cwsandbox.wire.resources import State
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -45,9 +46,11 @@ def not_found(sandbox_id: str) -> StatusError:
 def not_running(record: Record) -> StatusError:
     """The sandbox cannot take the operation in its state; the metadata says which and why."""
     because = f": {record.state_reason}" if record.state_reason else ""
+    # Who lost a box in the middle of an operation comes here before the record has changed.
+    state = "lost" if record.state is State.RUNNING else record.state.name.lower()
     return error(
         Code.FAILED_PRECONDITION,
-        f"sandbox {record.sandbox_id} is not running (state {record.state.name.lower()}){because}",
+        f"sandbox {record.sandbox_id} is not running (state {state}){because}",
         Reason.SANDBOX_NOT_RUNNING,
         {"sandboxId": record.sandbox_id, "state": record.state.value, "stateReason": record.state_reason},
     )

@@ -219,12 +219,12 @@ async def test_a_gateway_that_was_shut_down_is_not_missed(home: Folders) -> None
 
 
 async def test_a_start_that_fails_shows_the_end_of_the_log(home: Folders, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("CWSANDBOX_ISOLATION", "nonsense")
-    with pytest.raises(e.SandboxUnavailableError, match="nonsense") as caught:
+    fails = "import os, sys\nif os.fork():\n    os._exit(0)\nsys.exit('nonsense')"
+    with monkeypatch.context() as patch, pytest.raises(e.SandboxUnavailableError, match="nonsense") as caught:
+        patch.setattr(embedded, "_BOOTSTRAP", fails)
         async with open_gateway(EMBEDDED):
             pass
     assert home.log in str(caught.value)
-    monkeypatch.delenv("CWSANDBOX_ISOLATION")
     async with open_gateway(EMBEDDED) as client:
         assert (await client.api.gateway_info(timeout=10)).pid
 
