@@ -148,7 +148,8 @@ def test_the_environment_of_the_gateway_is_not_passed_on(
     code, output = run(sb, "env")
     assert code == 0
     assert "of the host" not in output
-    assert str(home_folder) not in output
+    if sb.isolation == "namespaces":  # Else its own folders lie there.
+        assert str(home_folder) not in output
     assert "VIRTUAL_ENV" not in output
     assert {"PATH", "HOME"} <= {line.partition("=")[0] for line in output.splitlines()}
 
