@@ -32,7 +32,10 @@ SYSCALL = "import ctypes,os,sys\nlibc=ctypes.CDLL(None,use_errno=True)\n"
 
 @pytest.fixture(autouse=True)
 async def _isolated(box) -> None:
-    assert box.isolation is IsolationLevel.NAMESPACES
+    if box.isolation is not IsolationLevel.NAMESPACES:
+        pytest.skip(
+            "level process holds none of this; that namespaces are used where they can be has a test of its own"
+        )
 
 
 async def test_the_callers_home_and_files_are_not_there(box, tmp_path) -> None:

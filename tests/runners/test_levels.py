@@ -19,6 +19,11 @@ from tests.runners.conftest import box_spec
 REPOSITORY = Path(__file__).parents[2]
 CONFINED = os.environ.get("CWSANDBOX_TEST_CONFINED")
 PACKAGES = os.pathsep.join([str(REPOSITORY), sysconfig.get_path("purelib"), sysconfig.get_path("platlib")])
+ALLOWED = (
+    subprocess.call([sys.executable, "-c", "import ctypes, sys; sys.exit(ctypes.CDLL(None).unshare(0x10000000) != 0)"])
+    == 0
+)
+needs_namespaces = pytest.mark.skipif(not ALLOWED, reason="namespaces are not allowed here")
 needs_root = pytest.mark.skipif(os.geteuid() != 0 or CONFINED is not None, reason="needs root, to become somebody else")
 
 
@@ -75,6 +80,7 @@ def run_confined(kind: str, interpreter: str, *arguments: str, **environment: st
     assert done.returncode == 0, done.stdout[-6000:]
 
 
+@needs_namespaces
 @needs_root
 @pytest.mark.timeout(300)
 def test_an_ordinary_user_gets_the_same_sandboxes() -> None:
@@ -99,12 +105,14 @@ SAMPLE = (
 )
 
 
+@needs_namespaces
 @needs_root
 @pytest.mark.timeout(120)
 def test_layers_are_kept_in_memory_where_the_disk_is_an_overlay() -> None:
     run_confined("overlay", sys.executable, "tests/runners/test_local.py", "-k", SAMPLE)
 
 
+@needs_namespaces
 @needs_root
 @pytest.mark.timeout(120)
 def test_a_usr_with_mounts_below_is_used_read_only() -> None:
@@ -131,6 +139,7 @@ class TestForbidden:
                 await runner.create(box_spec())
 
 
+@needs_namespaces
 @pytest.mark.skipif(CONFINED is not None, reason="is about hosts that allow namespaces")
 class TestAllowed:
     async def test_namespaces_are_the_default(self, make_runner) -> None:
