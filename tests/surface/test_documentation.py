@@ -60,7 +60,7 @@ BLOCKS = [
 def test_code_on_the_pages_runs(home_folder: object, block: str) -> None:
     """A block may use what the text around it speaks of: a running sandbox with a few files, and commands in it."""
     with Sandbox.run() as sandbox:
-        sandbox.write_file("/work/train.py", b"print('trained')").result()
+        sandbox.write_file("/srv/train.py", b"print('trained')").result()
         for number in range(10):
             sandbox.write_file(f"/app/{number}", b"x").result()
         names = {

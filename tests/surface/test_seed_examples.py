@@ -302,8 +302,8 @@ async def test_getting_results_async(asb: Sandbox) -> None:
 
 def test_streaming_a_long_script(sb: Sandbox) -> None:
     sandbox = sb
-    sandbox.write_file("/work/long_script.py", b"for n in range(3):\n    print('step', n)\n").result()
-    process = sandbox.exec(["python", "long_script.py"], cwd="/work")
+    sandbox.write_file("/srv/long_script.py", b"for n in range(3):\n    print('step', n)\n").result()
+    process = sandbox.exec(["python", "long_script.py"], cwd="/srv")
 
     def show() -> None:
         for line in process.stdout:
