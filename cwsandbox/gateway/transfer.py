@@ -6,6 +6,7 @@ stream with a STATUS whose reason says why, and a write that did not end leaves 
 
 from __future__ import annotations
 
+import abc
 import contextlib
 from collections import deque
 from typing import TYPE_CHECKING
@@ -44,8 +45,9 @@ class _Transfer(StreamTask):
                 raise _timed_out(request)
             self.stream.exit_status(0)
 
+    @abc.abstractmethod
     async def _transfer(self, box: Box) -> None:
-        raise NotImplementedError
+        """Move the bytes; OSErrors become statuses with the path in them."""
 
 
 class ReadTransfer(_Transfer):
