@@ -42,6 +42,9 @@ __all__ = ["SandboxCore"]
 T = TypeVar("T")
 logger = logging.getLogger("cwsandbox")
 
+on_started: Callable[[SandboxCore], object] | None = None
+"""Told of every sandbox that this process starts, on the sandbox's loop, while somebody wants to know: a leak check."""
+
 _POLL_SECONDS = 30.0
 """The longest single long poll: short enough for a proxy in between, long enough to cost nothing."""
 _TAKE_BACK_SECONDS = 10.0
@@ -99,6 +102,10 @@ class SandboxCore:
         """Run in this scope, unless it is bound already."""
         if not self.bound:
             self._scope_of = scope_of
+
+    def belongs_to(self, scope_of: Callable[[], Scope]) -> bool:
+        """Whether it was made to run in this scope."""
+        return self._scope_of is scope_of
 
     def scope(self) -> Scope:
         """The scope that it runs in; asking binds it."""
@@ -174,6 +181,8 @@ class SandboxCore:
                 raise
             self.started_here = True
             self.life.accepted(record)
+            if on_started is not None:
+                on_started(self)
 
     async def ensure_started(self) -> str:
         """Start if needed; the id of a sandbox that can take an operation.

@@ -37,6 +37,15 @@ CONNECTION_CLOSE_SECONDS = 5.0
 _open_scopes: weakref.WeakSet[Scope] = weakref.WeakSet()
 
 
+def running_operations() -> set[OperationRef[Any]]:
+    """The operations that run in any scope of this process, at this moment. For any thread."""
+    running: set[OperationRef[Any]] = set()
+    for scope in list(_open_scopes):
+        with scope._lock:
+            running |= scope._operations
+    return running
+
+
 class ScopeClosedError(RuntimeError):
     """The scope takes no new work: it was left, its event loop ended, or it failed (then the failure is the cause)."""
 
