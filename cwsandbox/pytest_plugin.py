@@ -185,19 +185,19 @@ def _running_commands() -> set[Process]:
     return {operation for operation in running_operations() if isinstance(operation, Process)}
 
 
-def _unfinished(commands: set[Process]) -> list[Process]:
+def _unfinished(commands: set[Process]) -> Sequence[Process]:
     from cwsandbox.waiting import wait
 
     # One on a loop that stands still between tests cannot finish; waiting for it ends with the time.
-    _, left = wait(sorted(commands, key=repr), timeout=_FINISH_SECONDS) if commands else ([], [])
-    return left
+    wait(list(commands), timeout=_FINISH_SECONDS)
+    return sorted((command for command in commands if not command._finished), key=repr)
 
 
 def _stop_if_left(core: SandboxCore) -> bool:
     from cwsandbox._runtime.portal import portal_scope
     from cwsandbox._stopping import stop_sandbox
 
-    if not core.belongs_to(portal_scope) or not core.life.usable:
+    if not core.belongs_to(portal_scope) or core.life.ended:
         return False
     core.operate(core.refresh, name="look after sandbox").result()
     if not core.life.usable:
