@@ -300,6 +300,12 @@ class Sandbox:
         return tuple((port.container_port, port.name or "") for port in ports) if ports else None
 
     @property
+    def service_urls(self) -> tuple[tuple[int, str, str], ...] | None:
+        """Where each exposed port is to be reached: (port, name, "host:port"). None without any, and once it ended."""
+        ports = self._core.reported("exposed_ports")
+        return tuple((port.container_port, port.name, port.address) for port in ports) if ports else None
+
+    @property
     def applied_ingress_mode(self) -> str | None:
         """The ingress mode in force."""
         return cast("str | None", self._core.reported("applied_ingress_mode"))

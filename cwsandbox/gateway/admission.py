@@ -15,6 +15,7 @@ from cwsandbox.runners.base import BoxSpec, FileMount, Limits
 from cwsandbox.wire.errors import Code, Reason
 
 if TYPE_CHECKING:
+    from cwsandbox.gateway.network import Network
     from cwsandbox.runners.base import Capabilities, Runner
     from cwsandbox.wire.resources import Container, ResourceRequirements, Resources, SandboxSpec
 
@@ -31,7 +32,7 @@ _UNITS: Final = {
 }
 
 
-def admit(sandbox_id: str, spec: SandboxSpec, runner: Runner) -> BoxSpec:
+def admit(sandbox_id: str, spec: SandboxSpec, runner: Runner, network: Network) -> BoxSpec:
     """Return what to ask the runner for.
 
     Raises:
@@ -48,7 +49,8 @@ def admit(sandbox_id: str, spec: SandboxSpec, runner: Runner) -> BoxSpec:
     if len(spec.tags) > _TAGS or any(len(tag.encode()) > _TAG_BYTES for tag in spec.tags):
         raise invalid(f"spec.tags may have {_TAGS} tags of {_TAG_BYTES} bytes each")
     _check_placement(spec, runner.runner_id)
-    _check_network(spec, runner.capabilities())
+    if spec.s3_mount is not None:
+        raise _missing("S3 mounts")
     _check_container(container)
     return BoxSpec(
         sandbox_id=sandbox_id,
@@ -57,6 +59,7 @@ def admit(sandbox_id: str, spec: SandboxSpec, runner: Runner) -> BoxSpec:
         env=dict(container.environment_variables),
         files=tuple(FileMount(file.path, file.content) for file in container.files),
         limits=_limits(container, runner.capabilities()),
+        network=network.plan(spec, runner.capabilities()),
     )
 
 
@@ -73,20 +76,6 @@ def _check_placement(spec: SandboxSpec, runner_id: str) -> None:
             f"none of the profiles {', '.join(spec.profile_ids)} is here; this gateway has no profiles",
             Reason.NO_SUITABLE_RUNNER,
         )
-
-
-def _check_network(spec: SandboxSpec, capabilities: Capabilities) -> None:
-    network = spec.network
-    if spec.services or (network is not None and network.exposed_ports):
-        raise _missing("exposing ports")
-    if spec.s3_mount is not None:
-        raise _missing("S3 mounts")
-    if network is None:
-        return
-    if network.ingress_mode:
-        raise _missing(f"the ingress mode {network.ingress_mode!r}", "it has none")
-    if network.egress_mode and network.egress_mode not in capabilities.egress_modes:
-        raise _missing(f"the egress mode {network.egress_mode!r}", f"it has {', '.join(capabilities.egress_modes)}")
 
 
 def _check_container(container: Container) -> None:

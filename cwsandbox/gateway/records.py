@@ -15,7 +15,7 @@ from cwsandbox.gateway.errors import invalid
 from cwsandbox.gateway.lifecycle import TERMINAL
 from cwsandbox.gateway.sandbox import Record
 from cwsandbox.wire import codec
-from cwsandbox.wire.resources import Container, Sandbox, SandboxSpec, SandboxStatus, State
+from cwsandbox.wire.resources import Container, ExposedPort, Sandbox, SandboxSpec, SandboxStatus, State
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -44,7 +44,7 @@ def without_secrets(spec: SandboxSpec) -> SandboxSpec:
 def to_resource(record: Record) -> Sandbox:
     """Return the record as clients see it."""
     spec = record.spec
-    network = spec.network
+    endpoints = () if record.state in TERMINAL else record.endpoints
     return Sandbox(
         sandbox_id=record.sandbox_id,
         spec=spec,
@@ -59,7 +59,10 @@ def to_resource(record: Record) -> Sandbox:
             isolation=record.isolation,
             effective_max_lifetime_seconds=spec.max_lifetime_seconds,
             effective_resource_requirements=spec.containers[0].resource_requirements,
-            applied_egress_mode=network.egress_mode if network is not None else "",
+            service_address=endpoints[0].address if endpoints else "",
+            exposed_ports=endpoints,
+            applied_ingress_mode=record.ingress_mode,
+            applied_egress_mode=record.egress_mode,
         ),
     )
 
@@ -69,6 +72,7 @@ def to_json(record: Record) -> str:
     body: dict[str, Any] = attrs.asdict(record, recurse=False)
     body["spec"] = record.spec.to_json()
     body["state"] = record.state.value
+    body["endpoints"] = [endpoint.to_json() for endpoint in record.endpoints]
     for name in _TIMES:
         moment: datetime | None = body[name]
         body[name] = moment.isoformat() if moment is not None else None
@@ -85,6 +89,7 @@ def from_json(text: str) -> Record:
     try:
         body["spec"] = SandboxSpec.from_json(body["spec"])
         body["state"] = State(body["state"])
+        body["endpoints"] = tuple(ExposedPort.from_json(endpoint) for endpoint in body.get("endpoints", ()))
         for name in _TIMES:
             body[name] = datetime.fromisoformat(body[name]) if body[name] is not None else None
         return Record(**body)

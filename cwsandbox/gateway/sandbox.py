@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
 from datetime import UTC, datetime
 from time import monotonic
@@ -20,8 +21,9 @@ if TYPE_CHECKING:
     from types import TracebackType
 
     from cwsandbox.gateway.mainlog import MainLog
+    from cwsandbox.gateway.network import SandboxNetwork
     from cwsandbox.runners.base import Box, BoxSpec, ExitStatus, Runner
-    from cwsandbox.wire.resources import SandboxSpec
+    from cwsandbox.wire.resources import ExposedPort, SandboxSpec
 
 _log = logging.getLogger(__name__)
 
@@ -40,6 +42,9 @@ class Record:
         principal: Who created it and alone may see it.
         fingerprint: A hash of the specification as it was sent, to recognise a repeated create.
         spec: The specification without environment values and file contents.
+        ingress_mode: Who can reach the exposed ports; "" where there are none.
+        egress_mode: What the sandbox can reach.
+        endpoints: Where the exposed ports are to be found.
     """
 
     sandbox_id: str
@@ -56,6 +61,9 @@ class Record:
     end_time: datetime | None = None
     exit_code: int | None = None
     isolation: str = ""
+    ingress_mode: str = ""
+    egress_mode: str = ""
+    endpoints: tuple[ExposedPort, ...] = ()
 
 
 @define(eq=False)
@@ -91,9 +99,12 @@ class LiveSandbox:
     change of the record.
     """
 
-    def __init__(self, record: Record, log: MainLog, on_change: Callable[[LiveSandbox], None]) -> None:
+    def __init__(
+        self, record: Record, log: MainLog, network: SandboxNetwork, on_change: Callable[[LiveSandbox], None]
+    ) -> None:
         self.record = record
         self.log = log
+        self.network = network
         self.box: Box | None = None
         self.forgotten = False
         self._on_change = on_change
@@ -167,11 +178,12 @@ class LiveSandbox:
 
         Cancelling (the gateway goes down hard) leaves the box to `Runner.recover` of the next gateway.
         """
-        async with slots:
-            box = await self._create(runner, spec)
-        del spec  # File contents and environment values are for the box only.
-        if box is not None:
-            await self.run_in(box)
+        with contextlib.closing(self.network):
+            async with slots:
+                box = await self._create(runner, spec)
+            del spec  # File contents and environment values are for the box only.
+            if box is not None:
+                await self.run_in(box)
         self.log.close()
 
     async def run_in(self, box: Box) -> None:
@@ -184,10 +196,12 @@ class LiveSandbox:
             if box.main.stderr is not None:
                 tasks.start_soon(self._guard, self.log.pump, box.main.stderr)
             tasks.start_soon(self._guard, self._watch_main, box)
+            tasks.start_soon(self._guard, self._connect, box)
             await self._attention.wait()
             # Two ways to get here: the main command (or the box) ended, or a stop was asked for. A stop may still come
             # during the end.
             removed = await self._remove(box)
+            self.network.close()
             tasks.cancel_scope.deadline = anyio.current_time() + _SETTLE_SECONDS
         self.box = None
         self._finish(removed)
@@ -212,6 +226,10 @@ class LiveSandbox:
             self._main_exit = await box.main.wait()
         finally:
             self._attention.set()
+
+    async def _connect(self, box: Box) -> None:
+        with contextlib.closing(self.network):
+            await self.network.serve(box, self.in_use)
 
     async def _remove(self, box: Box) -> bool:
         """Stop the box and wait until nothing is left of it."""

@@ -22,9 +22,10 @@ from attrs import frozen
 
 from cwsandbox.gateway import records
 from cwsandbox.gateway.admission import admit
-from cwsandbox.gateway.errors import error, invalid, not_found, not_running
+from cwsandbox.gateway.errors import StatusError, error, invalid, not_found, not_running
 from cwsandbox.gateway.lifecycle import TERMINAL, Trigger
 from cwsandbox.gateway.mainlog import MainLog
+from cwsandbox.gateway.network import Network, SandboxNetwork
 from cwsandbox.gateway.pulse import Pulse
 from cwsandbox.gateway.registry import StreamRegistry
 from cwsandbox.gateway.sandbox import LiveSandbox, Record
@@ -84,9 +85,12 @@ class Directories:
 class Service:
     """The sandboxes of one gateway. Open it with `Service.open`."""
 
-    def __init__(self, runner: Runner, store: Store, directories: Directories, limits: Limits) -> None:
+    def __init__(
+        self, runner: Runner, store: Store, directories: Directories, limits: Limits, network: Network
+    ) -> None:
         self.runner = runner
         self.limits = limits
+        self.network = network
         self.detached: set[tuple[str, str]] = set()
         self._store = store
         self._directories = directories
@@ -103,14 +107,19 @@ class Service:
     @classmethod
     @contextlib.asynccontextmanager
     async def open(
-        cls, runner: Runner, store: Store, directories: Directories, limits: Limits | None = None
+        cls,
+        runner: Runner,
+        store: Store,
+        directories: Directories,
+        limits: Limits | None = None,
+        network: Network | None = None,
     ) -> AsyncIterator[Self]:
         """Take back what an earlier gateway left, then serve.
 
         Leaving ends all sandboxes, within `Limits.shutdown_seconds`; what is not gone by then is left to the runner's
         `recover`.
         """
-        service = cls(runner, store, directories, limits or Limits())
+        service = cls(runner, store, directories, limits or Limits(), network or Network())
         async with service._tasks:
             await service._recover()
             try:
@@ -163,7 +172,8 @@ class Service:
                 Reason.RUNNER_CAPACITY_EXHAUSTED,
             )
         sandbox_id = new_sandbox_id()
-        box_spec = admit(sandbox_id, spec, self.runner)
+        box_spec = admit(sandbox_id, spec, self.runner, self.network)
+        network = self.network.connect(box_spec.network)
         self._sequence += 1
         record = Record(
             sandbox_id=sandbox_id,
@@ -174,8 +184,11 @@ class Service:
             spec=records.without_secrets(spec),
             runner_id=self.runner.runner_id,
             create_time=datetime.now(UTC),
+            ingress_mode=box_spec.network.ingress_mode,
+            egress_mode=box_spec.network.egress_mode,
+            endpoints=network.endpoints,
         )
-        sandbox = LiveSandbox(record, MainLog(self._directories.log_path(sandbox_id)), self._on_change)
+        sandbox = LiveSandbox(record, MainLog(self._directories.log_path(sandbox_id)), network, self._on_change)
         self._register(sandbox)
         self._save(sandbox)
         self._begin(sandbox, functools.partial(sandbox.run, self.runner, box_spec, self._creations))
@@ -337,9 +350,10 @@ class Service:
             path = self._directories.log_path(record.sandbox_id)
             survivor = record.sandbox_id in boxes
             log = await anyio.to_thread.run_sync(MainLog.reopen, path) if survivor else MainLog(path)
-            sandbox = LiveSandbox(record, log, self._on_change)
-            self._register(sandbox)
             box = boxes.pop(record.sandbox_id, None)
+            network = self._reconnect(record) if box is not None else SandboxNetwork()
+            sandbox = LiveSandbox(record, log, network, self._on_change)
+            self._register(sandbox)
             if box is not None and not sandbox.terminal:
                 self._take_back(sandbox, box)
             elif not sandbox.terminal:
@@ -351,8 +365,19 @@ class Service:
             _log.warning("sandbox %s has no record and is removed", box.sandbox_id)
             await box.stop(0)
 
+    def _reconnect(self, record: Record) -> SandboxNetwork:
+        """Open the ports of a surviving sandbox again; without them it lives on."""
+        try:
+            network = self.network.reconnect(record.ingress_mode, record.egress_mode, record.endpoints)
+        except StatusError as problem:
+            _log.error("the ports of sandbox %s: %s", record.sandbox_id, problem)
+            network = SandboxNetwork()
+        record.endpoints = network.endpoints
+        return network
+
     def _take_back(self, sandbox: LiveSandbox, box: Box) -> None:
         sandbox.box = box
+        self._save(sandbox)  # Its ports may be found elsewhere now.
         if sandbox.record.state is State.TERMINATING:
             sandbox.stop(sandbox.record.state_reason, 0)
         self._begin(sandbox, functools.partial(sandbox.run_in, box))

@@ -40,6 +40,11 @@ class Capabilities:
     enforced_limits: frozenset[str] = frozenset()
     """Of "memory", "cpu", "processes", "disk": those that the kernel enforces for a whole box."""
     egress_modes: tuple[str, ...] = ("isolated",)
+    """What boxes can be allowed to reach; the first is what they get unasked."""
+    ingress_modes: tuple[str, ...] = ()
+    """Who can be allowed to reach exposed ports; without any, `Box.connect` and `Box.listen` are not there."""
+    modes_without_loopback: frozenset[str] = frozenset()
+    """The egress modes under which a box cannot make sockets at all, so that no port of it can be exposed."""
 
 
 @frozen
@@ -60,6 +65,32 @@ class Limits:
 
 
 @frozen
+class Port:
+    """A TCP port of a box that can be reached from outside."""
+
+    number: int
+    name: str = ""
+
+
+@frozen
+class BoxNetwork:
+    """How a box is connected.
+
+    Attributes:
+        egress_mode: One of the runner's; "" is its first.
+        ingress_mode: One of the runner's; "" where nothing is exposed.
+        exposed: What `Box.connect` will be asked for.
+        listen: Ports of the box's loopback that are listened on before the main command starts; `Box.listen` takes
+            the connections.
+    """
+
+    egress_mode: str = ""
+    ingress_mode: str = ""
+    exposed: tuple[Port, ...] = ()
+    listen: tuple[int, ...] = ()
+
+
+@frozen
 class BoxSpec:
     """What a box is made from."""
 
@@ -69,6 +100,7 @@ class BoxSpec:
     env: Mapping[str, str] = field(factory=dict, repr=False)
     files: tuple[FileMount, ...] = ()
     limits: Limits = Limits()
+    network: BoxNetwork = BoxNetwork()
 
 
 @frozen
@@ -270,6 +302,39 @@ class WritableFile(Protocol):
         ...
 
 
+class Connection(ByteSource, Protocol):
+    """A TCP connection with a program in a box. As anyio's byte streams, and `abort`."""
+
+    async def send(self, item: bytes) -> None:
+        """Send all of it; raises `anyio.BrokenResourceError` when the connection was cut."""
+        ...
+
+    async def send_eof(self) -> None:
+        """End this direction; the other one goes on."""
+        ...
+
+    def close(self) -> None:
+        """Let go of the connection; what was sent still arrives."""
+        ...
+
+    def abort(self) -> None:
+        """Cut the connection: the program sees a reset, not an end."""
+        ...
+
+
+class Listener(Protocol):
+    """A port of a box's loopback that the gateway answers."""
+
+    async def accept(self) -> Connection:
+        """Wait for the next connection. If cancelled, one that comes at that moment is closed.
+
+        Raises:
+            OSError: The box is out of descriptors; later ones may succeed.
+            BoxGoneError: The box ended.
+        """
+        ...
+
+
 class Box(Protocol):
     """One sandbox on a runner."""
 
@@ -316,6 +381,25 @@ class Box(Protocol):
 
     async def create_file(self, path: str, *, size: int | None = None) -> WritableFile:
         """Open a file for writing; missing parents are made. Raises as `open_file` (ENOSPC, ENOTDIR, ...)."""
+        ...
+
+    async def connect(self, port: int) -> Connection:
+        """Connect to what listens on a TCP port of the box's own loopback, IPv4 or IPv6.
+
+        Raises:
+            ConnectionRefusedError: Nothing does.
+            OSError: The box is out of descriptors.
+            BoxGoneError: The box ended.
+        """
+        ...
+
+    async def listen(self, port: int) -> Listener:
+        """Take connections from a TCP port of the box's own loopback; those from before the call are there too.
+
+        Raises:
+            OSError: A program of the sandbox has the port (EADDRINUSE).
+            BoxGoneError: The box ended.
+        """
         ...
 
     async def stop(self, grace_seconds: float) -> None:

@@ -206,11 +206,12 @@ class SandboxSpec(Message):
 
 @frozen(kw_only=True)
 class ExposedPort(Message):
-    """A port that can be reached at the sandbox's service address [ours]."""
+    """A port that can be reached from outside, and where: `address` is "host:port" [ours]."""
 
     container_port: int
     name: str = ""
     protocol: str = ""
+    address: str = ""
 
 
 @frozen(kw_only=True)

@@ -15,7 +15,7 @@ import time
 from collections import deque
 from typing import TYPE_CHECKING, Any, NoReturn
 
-from cwsandbox.runners.local import files, protocol
+from cwsandbox.runners.local import files, ports, protocol
 from cwsandbox.runners.local.descriptors import close_others
 from cwsandbox.runners.local.marks import LimitMarks, Mark, Marks, NamespaceMarks, TreeKill
 from cwsandbox.runners.local.spawn import DEFAULT_PATH, NotStartedError, Spawner, Started
@@ -139,6 +139,7 @@ class Agent:
         self._alone_since = time.monotonic()
         self._selector = selectors.EpollSelector()
         self._listener = listener
+        self._listeners = ports.Listeners(self._selector)
         self._operations: dict[str, Callable[[Gateway, protocol.Message], None]] = {
             "spawn": self._spawn,
             "signal": self._signal,
@@ -151,6 +152,9 @@ class Agent:
             "commit": self._commit,
             "abort": self._abort,
             "end": self._end,
+            "connect": self._connect,
+            "listen": self._listen,
+            "accept": self._accept_inside,
         }
         listener.setblocking(False)
         self._selector.register(listener, _READ, self._accept)
@@ -191,6 +195,7 @@ class Agent:
             return
         if self._gateway is not None:
             self._gateway.close()
+            self._listeners.forget_requests()
         connection.setblocking(False)
         gateway = self._gateway = Gateway(connection, self._selector)
         self._selector.register(connection, _READ, lambda mask: self._converse(gateway, mask))
@@ -219,6 +224,7 @@ class Agent:
                 message = None
             if message is None:
                 gateway.close()
+                self._listeners.forget_requests()
                 self._gateway = None
                 self._alone_since = time.monotonic()
                 return
@@ -231,8 +237,7 @@ class Agent:
         except NotStartedError as error:
             gateway.send({"id": request, "fail": "not_started", "status": error.status, "message": str(error)})
         except OSError as error:
-            text = error.strerror or str(error)
-            gateway.send({"id": request, "fail": "os", "errno": error.errno, "message": text})
+            _fail(gateway, request, error)
 
     # -- commands
 
@@ -396,6 +401,33 @@ class Agent:
         pending = gateway.pending.pop(message.body["file"], None)
         if pending is not None:
             files.abort(pending)
+
+    # -- connections
+
+    def _connect(self, gateway: Gateway, message: protocol.Message) -> None:
+        with ports.begin_connect(message.body["address"], message.body["port"]) as connection:
+            gateway.send({"id": message.body["id"]}, fds=[connection.fileno()])
+
+    def _listen(self, gateway: Gateway, message: protocol.Message) -> None:
+        self._listeners.listen(message.body["port"])
+        gateway.send({"id": message.body["id"]})
+
+    def _accept_inside(self, gateway: Gateway, message: protocol.Message) -> None:
+        request = message.body["id"]
+
+        def deliver(taken: socket.socket | OSError) -> None:
+            if isinstance(taken, OSError):
+                _fail(gateway, request, taken)
+                return
+            with taken:
+                gateway.send({"id": request}, fds=[taken.fileno()])
+
+        self._listeners.accept(message.body["port"], deliver)
+
+
+def _fail(gateway: Gateway, request: int, error: OSError) -> None:
+    text = error.strerror or str(error)
+    gateway.send({"id": request, "fail": "os", "errno": error.errno, "message": text})
 
 
 def _ignore_signal(number: int, frame: object) -> None:

@@ -23,7 +23,7 @@ from cwsandbox.runners.base import (
     IsolationLevel,
     RunnerError,
 )
-from cwsandbox.runners.local import protocol
+from cwsandbox.runners.local import connecting, protocol
 from cwsandbox.runners.local.command import LocalCommand
 from cwsandbox.runners.local.link import Link, LinkClosedError
 from cwsandbox.runners.local.transfers import FileWriter, InlineFile, OpenFile, is_regular
@@ -33,6 +33,8 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
     from anyio.abc import TaskGroup
+
+    from cwsandbox.runners.sockets import SocketStream
 
 MAIN = "main"
 _BOX_HAS_ITS_END_SECONDS = 10.0
@@ -173,6 +175,26 @@ class LocalBox:
         else:
             await anyio.lowlevel.checkpoint()
         return writer
+
+    async def connect(self, port: int) -> SocketStream:
+        """Connect to what listens on a TCP port of the box's loopback, IPv4 or IPv6.
+
+        Raises:
+            ConnectionRefusedError: Nothing does.
+            OSError: The box is out of descriptors.
+            BoxGoneError: The box ended.
+        """
+        return await connecting.connect(self, port)
+
+    async def listen(self, port: int) -> connecting.BoxListener:
+        """Take connections from a TCP port of the box's loopback, again if we did before.
+
+        Raises:
+            OSError: A program of the sandbox has the port (EADDRINUSE).
+            BoxGoneError: The box ended.
+        """
+        (await self._ask({"op": "listen", "port": port})).close_fds()
+        return connecting.BoxListener(self, port)
 
     async def stop(self, grace_seconds: float) -> None:
         """TERM to the main command, wait up to `grace_seconds` for it, KILL everything, remove the box's layer.

@@ -123,7 +123,9 @@ class LocalRunner(anyio.AsyncContextManagerMixin):
             memory_bytes=probe.memory_bytes(),
             architecture=probe.architecture(),
             enforced_limits=frozenset(limits),
-            egress_modes=("isolated",) if namespaces else ("host",),
+            egress_modes=("isolated", "internet") if namespaces else ("host", "isolated"),
+            ingress_modes=("internal", "public"),
+            modes_without_loopback=frozenset() if namespaces else frozenset({"isolated"}),
         )
 
     async def create(self, spec: BoxSpec) -> LocalBox:
@@ -191,6 +193,8 @@ class LocalRunner(anyio.AsyncContextManagerMixin):
             await self._bear(name, plan)
             box = self._join(name)
             await box.wait_listed()
+            for port in spec.network.listen:
+                await box.listen(port)
             await box.exec(ExecSpec(MAIN, spec.argv))
         except BaseException:
             await self._undo(name, box)
