@@ -1,4 +1,4 @@
-"""What is checked: `nox` runs tests, lint and types; `nox -s bench` measures."""
+"""What is checked: `nox` runs tests, lint and types; `nox -s bench` measures, `nox -s docs` builds the site."""
 
 import nox
 
@@ -38,3 +38,10 @@ def bench(session: nox.Session) -> None:
     """Print the table of measurements."""
     install(session, "test")
     session.run("python", "-m", "benchmarks", *session.posargs)
+
+
+@nox.session
+def docs(session: nox.Session) -> None:
+    """Build the documentation site into `site/`; every warning is an error."""
+    install(session, "docs")
+    session.run("mkdocs", "build", "--strict", *session.posargs, env={"NO_MKDOCS_2_WARNING": "1"})

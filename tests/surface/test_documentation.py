@@ -49,6 +49,8 @@ def test_examples(home_folder: object, argv: tuple[str, ...]) -> None:
 
 ROOT = Path(__file__).parents[2]
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
+PYTEST_PAGE = ROOT / "docs" / "guide" / "pytest.md"
+"""Its blocks are test modules: test_pytest_plugin.py has pytest run them."""
 BLOCK = re.compile(
     r"(?:^[ ]*<!-- not run: (?P<reason>[^\n]*?) -->\n+)?"
     r"^(?P<indent>[ ]*)```python[^\n]*\n(?P<code>.*?)^(?P=indent)```[ ]*$",
@@ -75,7 +77,7 @@ def is_async(code: str) -> bool:
     return awaits or ("async def main(" in code and "anyio.run" not in code and "asyncio.run" not in code)
 
 
-ALL = [block for page in PAGES for block in blocks(page)]
+ALL = [block for page in PAGES if page != PYTEST_PAGE for block in blocks(page)]
 RUN = [(where, code) for where, reason, code in ALL if reason is None]
 
 

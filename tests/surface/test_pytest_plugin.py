@@ -9,6 +9,7 @@ import pytest
 
 from tests.support.leftovers import gateway_processes
 from tests.support.processes import assert_gone, new_marker
+from tests.surface.test_documentation import blocks
 
 pytest_plugins = ["pytester"]
 
@@ -67,6 +68,18 @@ def test_under_every_async_plugin(
 ) -> None:
     pytester.makeconftest(ANYIO)
     run(pytester, USES.format(mark=mark), *arguments).assert_outcomes(passed=passed)
+
+
+def test_the_tests_of_its_guide_pass(home_folder: Path, pytester: pytest.Pytester) -> None:
+    guide = Path(__file__).parents[2] / "docs" / "guide" / "pytest.md"
+    code = "\n".join(code for _, _, code in blocks(guide))
+    assert code.count("def test_") == 4
+    pytester.makeconftest(ANYIO)
+    result = run(pytester, code, *NO_ASYNC, "-o", "anyio_mode=auto")
+    if "needs isolation 'namespaces'" in result.stdout.str():  # As it should where there are none.
+        result.assert_outcomes(passed=4, errors=1)
+    else:
+        result.assert_outcomes(passed=5)
 
 
 def test_workers_share_one_gateway_and_see_their_own_sandboxes_only(
