@@ -48,6 +48,8 @@ if TYPE_CHECKING:
     from cwsandbox.sandbox import Sandbox as Sandbox
     from cwsandbox.session import Session as Session
     from cwsandbox.status import SandboxStatus as SandboxStatus
+    from cwsandbox.terminal import TerminalResult as TerminalResult
+    from cwsandbox.terminal import TerminalSession as TerminalSession
     from cwsandbox.waiting import Waitable as Waitable
     from cwsandbox.waiting import results as results
     from cwsandbox.waiting import wait as wait
@@ -82,6 +84,7 @@ _HOMES = {
     "cwsandbox.sandbox": ("Sandbox",),
     "cwsandbox.session": ("Session",),
     "cwsandbox.status": ("SandboxStatus",),
+    "cwsandbox.terminal": ("TerminalResult", "TerminalSession"),
     "cwsandbox.waiting": ("Waitable", "results", "wait"),
 }
 _HOME_OF = {name: home for home, names in _HOMES.items() for name in names}

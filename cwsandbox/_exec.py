@@ -1,10 +1,10 @@
-"""The operation behind a `Process`: an exec stream, its output into the spools, its input from the queue."""
+"""The operations behind commands: a stream, its output into the spools, its input from the queue."""
 
 from __future__ import annotations
 
 import threading
 from collections import deque
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, ClassVar, Generic, TypeVar
 
 import anyio
 
@@ -12,14 +12,20 @@ from cwsandbox._client.stream import Exited
 from cwsandbox._stream_operation import StreamOperation
 from cwsandbox._text import short_repr
 from cwsandbox.exceptions import SandboxCommandTimeoutError, SandboxError, SandboxExecutionError
-from cwsandbox.process import Process, ProcessResult
+from cwsandbox.process import ProcessResult
 from cwsandbox.wire.signals import signal_number
 
 if TYPE_CHECKING:
     from cwsandbox._client.stream import ClientStream
     from cwsandbox._core import SandboxCore
+    from cwsandbox._running import RunningCommand
+    from cwsandbox.process import Process
+    from cwsandbox.terminal import TerminalResult
+    from cwsandbox.wire.streams import TerminalSize
 
-__all__ = ["ExecOperation", "ExecStats"]
+__all__ = ["CommandOperation", "ExecOperation", "ExecStats"]
+
+R = TypeVar("R", "ProcessResult", "TerminalResult")
 
 
 class ExecStats:
@@ -40,7 +46,7 @@ class ExecStats:
             return dict(self._counts)
 
 
-class ExecOperation(StreamOperation):
+class CommandOperation(StreamOperation, Generic[R]):
     """Runs one command.
 
     Args:
@@ -48,31 +54,28 @@ class ExecOperation(StreamOperation):
         process: What the caller holds.
         cwd: Directory in the sandbox, or None for its own.
         env: Added to the sandbox's environment.
-        check: A non-zero exit is a `SandboxExecutionError`.
         timeout_seconds: The command's limit, enforced by the gateway; None has no limit.
     """
 
     def __init__(
         self,
         sandbox: SandboxCore,
-        process: Process,
+        process: RunningCommand[R],
         *,
         cwd: str | None,
         env: dict[str, str],
-        check: bool,
         timeout_seconds: float | None,
     ) -> None:
         super().__init__(sandbox)
-        self._process = process
+        self._process: RunningCommand[R] = process
         self._cwd = cwd
         self._env = env
-        self._check = check
         self._timeout_seconds = timeout_seconds
         self._stream: ClientStream | None = None
         self._arrived: deque[tuple[int, bytes]] = deque()
         self._settled = False
 
-    async def __call__(self) -> ProcessResult:
+    async def __call__(self) -> R:
         """Run the command to its end. Cancelling kills it, children included."""
         try:
             result = await self._run()
@@ -82,12 +85,18 @@ class ExecOperation(StreamOperation):
         self.settle(None, result)
         return result
 
-    def settle(self, error: BaseException | None, result: ProcessResult | None = None) -> None:
+    def start(self) -> None:
+        """Count it and begin; whatever happens is told through what the caller holds."""
+        self._sandbox.stats.add("exec_count")
+        self._process.add_done_callback(lambda ref: self.settle(ref._error))
+        self._sandbox.operate(self, ref=self._process, name=self.name)
+
+    def settle(self, error: BaseException | None, result: R | None = None) -> None:
         """End the streams and count the outcome, once, on every path."""
         if self._settled:
             return
         self._settled = True
-        self._process._disconnect(error or SandboxExecutionError("it has exited"))
+        self._process._disconnect(error)
         outcome = "exec_failures"
         if result is not None:
             outcome = "exec_completed_nonzero" if result.returncode else "exec_completed_ok"
@@ -105,12 +114,13 @@ class ExecOperation(StreamOperation):
         """The command takes more input."""
         self._send_input()
 
-    async def _run(self) -> ProcessResult:
+    async def _run(self) -> R:
         from cwsandbox.wire.channel import StreamKind
         from cwsandbox.wire.streams import ExecOpen
 
         sandbox, process = self._sandbox, self._process
         sandbox_id = await sandbox.ensure_started()
+        terminal = self._terminal()
         params = ExecOpen(
             sandbox_id=sandbox_id,
             argv=tuple(process.command),
@@ -118,9 +128,11 @@ class ExecOperation(StreamOperation):
             env=self._env,
             timeout_seconds=self._timeout_seconds,
             wait_seconds=sandbox.wait_seconds,
-            stdin=process.stdin is not None,
+            stdin=process._stdin is not None,
+            terminal=terminal,
         )
-        stream = self._stream = await self._open(StreamKind.EXEC, params.to_params())
+        kind = StreamKind.EXEC if terminal is None else StreamKind.SHELL
+        stream = self._stream = await self._open(kind, params.to_params())
         try:
             process._connect(stream.consumed, self._send_input)
             await self._until_ended()
@@ -143,9 +155,8 @@ class ExecOperation(StreamOperation):
         stream, process = self._stream, self._process
         if stream is None:
             return
-        while process._signals:
-            stream.signal(process._signals.popleft())
-        stdin = process.stdin
+        process._send_controls(stream)
+        stdin = process._stdin
         if stdin is None:
             return
         while (room := stream.room()) and (data := stdin._take(room)) is not None:
@@ -153,24 +164,67 @@ class ExecOperation(StreamOperation):
         if stdin._take_eof():
             stream.send_eof()
 
-    async def _result(self) -> ProcessResult:
-        process = self._process
+    async def _result(self) -> R:
         try:
             seen = await self._exit_status()
         except SandboxCommandTimeoutError as error:
-            error.args = (
-                f"the command {short_repr(process.command)} was killed after timeout_seconds={self._timeout_seconds:g}",
-            )
+            command = short_repr(self._process.command)
+            error.args = (f"the command {command} was killed after timeout_seconds={self._timeout_seconds:g}",)
             raise
         except SandboxError as error:
             if type(error) is SandboxError:
                 raise SandboxExecutionError(str(error), reason=error.reason, metadata=error.metadata) from error
             raise
-        returncode = seen.status if isinstance(seen, Exited) else 128 + signal_number(seen.name)
-        result = ProcessResult._from_spools(*process._spools, returncode, process.command)
+        return self._make_result(seen.status if isinstance(seen, Exited) else 128 + signal_number(seen.name))
+
+    # What kinds of commands differ in.
+
+    name: ClassVar[str] = "command"
+    """What the task is called."""
+
+    def _terminal(self) -> TerminalSize | None:
+        """The size of its terminal, if it has one."""
+        return None
+
+    def _make_result(self, returncode: int) -> R:
+        """What the caller gets."""
+        raise NotImplementedError
+
+
+class ExecOperation(CommandOperation[ProcessResult]):
+    """Runs one command and keeps its output.
+
+    Args:
+        sandbox: Where.
+        process: What the caller holds.
+        cwd: Directory in the sandbox, or None for its own.
+        env: Added to the sandbox's environment.
+        check: A non-zero exit is a `SandboxExecutionError`.
+        timeout_seconds: The command's limit, enforced by the gateway; None has no limit.
+    """
+
+    name = "exec"
+
+    def __init__(
+        self,
+        sandbox: SandboxCore,
+        process: Process,
+        *,
+        cwd: str | None,
+        env: dict[str, str],
+        check: bool,
+        timeout_seconds: float | None,
+    ) -> None:
+        super().__init__(sandbox, process, cwd=cwd, env=env, timeout_seconds=timeout_seconds)
+        self._check = check
+
+    def _make_result(self, returncode: int) -> ProcessResult:
+        stdout, stderr = self._process._spools
+        command = self._process.command
+        result = ProcessResult._from_spools(stdout, stderr, returncode, command)
         if self._check and returncode:
             raise SandboxExecutionError(
-                f"the command {short_repr(process.command)} exited with {returncode}: {_last_line(result.stderr)}",
+                f"the command {short_repr(command)} exited with {returncode}: {_last_line(result.stderr)}",
                 exec_result=result,
             )
         return result

@@ -15,6 +15,7 @@ __all__ = [
     "check_path",
     "check_seconds",
     "check_strings",
+    "check_terminal_side",
 ]
 
 
@@ -118,6 +119,20 @@ def check_strings(values: Iterable[str] | None, name: str) -> list[str] | None:
             f"{name} must be a list of strings, not the {type(values).__name__} {values!r}; write [{values!r}]"
         )
     return [_text(value, f"{name}[{index}]", paths=False) for index, value in enumerate(values)]
+
+
+def check_terminal_side(value: int, name: str) -> int:
+    """The width or height of a terminal in characters.
+
+    Raises:
+        TypeError: Not an int.
+        ValueError: Not from 1 to 65535.
+    """
+    if isinstance(value, bool) or not isinstance(value, int):
+        raise TypeError(f"{name} must be an int, not {type(value).__name__}")
+    if not 1 <= value < 2**16:
+        raise ValueError(f"{name} must be from 1 to 65535 characters, not {value}")
+    return value
 
 
 def check_bytes(data: Any, name: str) -> bytes:

@@ -19,11 +19,21 @@ from cwsandbox._operate import SharedOperation, await_shielded
 from cwsandbox._request import SandboxRequest
 from cwsandbox._runtime.operation import OperationRef
 from cwsandbox._runtime.scope import Scope
+from cwsandbox._shell import ShellOperation
 from cwsandbox._stopping import stop_sandbox
-from cwsandbox._validate import check_bytes, check_command, check_cwd, check_environment, check_path, check_seconds
+from cwsandbox._validate import (
+    check_bytes,
+    check_command,
+    check_cwd,
+    check_environment,
+    check_path,
+    check_seconds,
+    check_terminal_side,
+)
 from cwsandbox.defaults import SandboxDefaults
 from cwsandbox.exceptions import SandboxNotRunningError
 from cwsandbox.process import Process
+from cwsandbox.terminal import TerminalSession
 
 if TYPE_CHECKING:
     import builtins
@@ -505,10 +515,44 @@ class Sandbox:
         limit = self._core.limit(timeout_seconds)
         process = Process(argv, stdin=bool(stdin))
         operation = ExecOperation(self._core, process, cwd=directory, env=variables, check=check, timeout_seconds=limit)
-        self._core.stats.add("exec_count")
-        process.add_done_callback(lambda ref: operation.settle(ref._error))
-        self._core.operate(operation, ref=process, name="exec")
+        operation.start()
         return process
+
+    def shell(
+        self,
+        command: Sequence[str] | None = None,
+        *,
+        width: int | None = None,
+        height: int | None = None,
+        cwd: str | None = None,
+        env: Mapping[str, str] | None = None,
+    ) -> TerminalSession:
+        """Run a command on a terminal; starts the sandbox and waits until it runs, if needed.
+
+        Args:
+            command: Program and arguments; default is `["/bin/bash"]`.
+            width: Columns, 1 to 65535 (default 80).
+            height: Rows, 1 to 65535 (default 24).
+            cwd: Absolute directory in the sandbox; default is the sandbox's own.
+            env: Environment variables for this command, over the sandbox's; `TERM` is xterm-256color unless given.
+
+        Returns:
+            The session; what goes wrong from here on is raised when its result is asked for, and from its output.
+
+        Raises:
+            TypeError: `command` is a str, or a value has the wrong type.
+            ValueError: Empty command, a size out of range, relative `cwd`, NUL bytes.
+
+        Cancelling the task that awaits it hangs the terminal up and kills everything that was started on it.
+        """
+        argv = ["/bin/bash"] if command is None else check_command(command)
+        for value, name in ((width, "width"), (height, "height")):
+            if value is not None:
+                check_terminal_side(value, name)
+        directory, variables = check_cwd(cwd), check_environment(env, "env")
+        session = TerminalSession(argv)
+        ShellOperation(self._core, session, cwd=directory, env=variables, width=width, height=height).start()
+        return session
 
     def stream_logs(
         self,

@@ -20,6 +20,8 @@ if TYPE_CHECKING:
 
 MEMORY_BYTES = 8 * 1024 * 1024
 LIMIT_BYTES = 2 * 1024 * 1024 * 1024
+UNREAD_BYTES = 256 * 1024
+"""Less than any window: a sender that has come this far can be told to go on before it has to wait."""
 
 
 class Spool:
@@ -35,8 +37,8 @@ class Spool:
         kept; else it
             is dropped, and readers end there.
         keep: False if nothing has to be kept for later: bytes are forgotten when they were read, and the reader always
-        sets the
-            pace, even before it begins.
+            sets the pace, even before it begins. Only if none was asked for, those who called `run_on` let the sender
+            run on past `UNREAD_BYTES`, and what comes then is dropped.
         loop: the loop that feeds it; by default the one of the first `feed`. Blocking reads on that loop are refused.
         on_credit: called on that loop with a number of bytes that may be credited.
     """
@@ -169,9 +171,10 @@ class Spool:
         view, room = memoryview(data), max(room, 0)
         self._storage.append(view[:room])
         rest = view[room:]
-        if self._keep:
+        reaches_reader = self._cut is None and self._paced
+        if self._keep or not reaches_reader:
             self._dropped += len(rest)
-        if self._cut is None and not self._reader_closed and (self._paced or not self._keep):
+        if reaches_reader:
             self._window += rest
         elif self._cut is None:
             self._cut = self._total - len(rest)
@@ -193,7 +196,11 @@ class Spool:
     def _paced(self) -> bool:
         if self._reader_closed:
             return False
-        return not self._keep or (self._reading and self._running_on == 0)
+        if self._keep:
+            return self._reading and self._running_on == 0
+        if self._cut is not None:
+            return False  # The reader can get no further, so it can set no pace.
+        return self._reading or self._running_on == 0 or self._total < UNREAD_BYTES
 
     def run_on(self) -> None:
         """Somebody waits for the result: stop waiting for the reader. From any thread; ended by `stop_running_on`."""
@@ -205,6 +212,11 @@ class Spool:
         """One of those who called `run_on` waits no more."""
         with self._lock:
             self._running_on -= 1
+
+    def expect_reader(self) -> None:
+        """A reader was asked for and will come: from now on it sets the pace. From any thread."""
+        with self._lock:
+            self._reading = True
 
     def set_unpaced(self) -> None:
         """Never again wait for the reader. From any thread."""
@@ -284,7 +296,7 @@ class Spool:
     @property
     def _no_more(self) -> bool:
         """Whether a reader that is at `_readable_end` is at the end."""
-        return self._ended or self._cut is not None
+        return self._ended or (self._keep and self._cut is not None)
 
     def _take_error(self) -> BaseException | None:
         error, self._error = self._error, None

@@ -7,6 +7,9 @@ How a command's stream ends:
     its time was over                   killed, output so far, STATUS DEADLINE_EXCEEDED / COMMAND_TIMEOUT
     its sandbox ended                   STATUS FAILED_PRECONDITION / SANDBOX_NOT_RUNNING, never an exit status
     the client closed the stream        killed, then CLOSE: the client knows that nothing of it is left
+
+A command on a terminal takes everything that it started along, however it ends; where it is given up it is hung up on
+first, so that a shell or an editor can save what it has to.
 """
 
 from __future__ import annotations
@@ -48,6 +51,8 @@ _log = logging.getLogger(__name__)
 
 # A kill takes milliseconds; a box that takes longer is lost, and its sandbox's task finds that out.
 _KILL_SECONDS: Final = 10.0
+# What SIGHUP does in a shell or an editor takes a moment; what ignores it is killed.
+_HANGUP_SECONDS: Final = 1.0
 # After a time-out: how long the output of the killed command may take to reach a client that reads.
 _LAST_OUTPUT_SECONDS: Final = 5.0
 # The output usually ends a moment before the exit is known: one message for both.
@@ -121,7 +126,10 @@ class Execution(StreamTask):
                 await self._finish(sandbox, self._command)
             except CommandNotStartedError as problem:
                 self.stream.confirm({})
-                self._send(f"{problem}\n".encode(errors="replace"), 1)
+                if request.terminal is None:
+                    self._send(f"{problem}\n".encode(errors="replace"), 1)
+                else:
+                    self._send(f"{problem}\r\n".encode(errors="replace"))
                 self.stream.exit_status(problem.status)
             except BoxGoneError:
                 raise not_running(sandbox.record) from None
@@ -152,7 +160,13 @@ class Execution(StreamTask):
 
     async def _finish(self, sandbox: LiveSandbox, command: Command) -> None:
         """Carry the output to its end, then report how the command ended."""
-        await self._carry(command)
+        if self._request.terminal is None:
+            await self._carry(command)
+        else:
+            async with anyio.create_task_group() as tasks:
+                # Whoever is left on a terminal keeps it open, so its end would never come.
+                tasks.start_soon(_kill_what_is_left, command)
+                await self._carry(command)
         try:
             with anyio.move_on_after(_TOGETHER_SECONDS) as limit:
                 status = await command.wait()
@@ -197,6 +211,8 @@ class Execution(StreamTask):
             return
         self._unwatch()
         with anyio.move_on_after(_KILL_SECONDS, shield=True):
+            if self._request.terminal is not None:
+                await _hang_up(command)
             await _kill(command)
             await command.aclose()
 
@@ -251,6 +267,20 @@ async def _kill(command: Command) -> None:
         pass  # And the command with it.
     except (RunnerError, OSError):
         _log.exception("command %s could not be killed", command.exec_id)
+
+
+async def _kill_what_is_left(command: Command) -> None:
+    """Kill the tree when its first process has ended."""
+    with contextlib.suppress(BoxGoneError):
+        await command.wait()
+        await _kill(command)
+
+
+async def _hang_up(command: Command) -> None:
+    """Tell the command that its terminal is gone, and give it a moment to end."""
+    with anyio.move_on_after(_HANGUP_SECONDS), contextlib.suppress(RunnerError, OSError):
+        await command.signal(signal.SIGHUP)
+        await command.wait()
 
 
 async def _apply(command: Command, item: int | TerminalSize) -> None:

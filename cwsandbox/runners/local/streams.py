@@ -50,7 +50,7 @@ class PipeSource:
     def command_exited(self) -> None:
         """Called when the command's first process is gone; the stream ends with what it holds now.
 
-        A terminal is hung up by the kernel when its session leader exits, so that it ends by itself.
+        A terminal ends by itself when nobody has it open any more.
         """
         if self._fd < 0 or self._ended or self._terminal or self._left is not None:
             return
@@ -193,7 +193,7 @@ class PipeSink:
         if self._fd < 0:
             return
         if self._terminal:
-            with contextlib.suppress(OSError):
-                os.write(self._fd, _END_OF_TRANSMISSION)
+            with contextlib.suppress(anyio.BrokenResourceError):
+                await self.send(_END_OF_TRANSMISSION)
         self.close()
         self._on_close()
