@@ -37,6 +37,7 @@ if TYPE_CHECKING:
     from cwsandbox.exceptions import SandboxTerminatedError as SandboxTerminatedError
     from cwsandbox.exceptions import SandboxTimeoutError as SandboxTimeoutError
     from cwsandbox.exceptions import SandboxUnavailableError as SandboxUnavailableError
+    from cwsandbox.function import RemoteFunction as RemoteFunction
     from cwsandbox.options import NetworkOptions as NetworkOptions
     from cwsandbox.options import ResourceOptions as ResourceOptions
     from cwsandbox.options import Secret as Secret
@@ -79,6 +80,7 @@ _HOMES = {
         "SandboxTimeoutError",
         "SandboxUnavailableError",
     ),
+    "cwsandbox.function": ("RemoteFunction",),
     "cwsandbox.options": ("NetworkOptions", "ResourceOptions", "Secret", "Serialization"),
     "cwsandbox.process": ("Process", "ProcessResult", "StreamReader", "StreamWriter"),
     "cwsandbox.sandbox": ("Sandbox",),

@@ -6,7 +6,7 @@ import builtins
 import logging
 import threading
 from functools import partial
-from typing import TYPE_CHECKING, Any, Self
+from typing import TYPE_CHECKING, Any, ParamSpec, Self, TypeVar
 
 import anyio
 
@@ -18,20 +18,24 @@ from cwsandbox._runtime.scope import Scope
 from cwsandbox._validate import check_strings
 from cwsandbox.defaults import SandboxDefaults
 from cwsandbox.exceptions import SandboxError
+from cwsandbox.options import Serialization
 from cwsandbox.sandbox import Sandbox
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Callable, Mapping, Sequence
     from types import TracebackType
 
     from cwsandbox._runtime.operation import OperationRef
     from cwsandbox._runtime.scope import Cleanup
+    from cwsandbox.function import RemoteFunction
     from cwsandbox.options import NetworkOptions, ResourceOptions, Secret
     from cwsandbox.status import SandboxStatus
     from cwsandbox.wire.resources import Sandbox as Record
 
 __all__ = ["Session"]
 
+P = ParamSpec("P")
+R = TypeVar("R")
 logger: logging.Logger = logging.getLogger("cwsandbox")
 
 _CLOSE_SECONDS = 60.0
@@ -114,6 +118,80 @@ class Session:
         )
         self._register(sandbox)
         return sandbox
+
+    def function(
+        self,
+        *,
+        container_image: str | None = None,
+        serialization: Serialization = Serialization.JSON,
+        temp_dir: str | None = None,
+        profile_ids: Sequence[str] | None = None,
+        runner_ids: Sequence[str] | None = None,
+        resources: ResourceOptions | Mapping[str, Any] | None = None,
+        mounted_files: Sequence[Mapping[str, Any]] | None = None,
+        s3_mount: Mapping[str, Any] | None = None,
+        ports: Sequence[Mapping[str, Any]] | None = None,
+        network: NetworkOptions | Mapping[str, Any] | None = None,
+        max_timeout_seconds: int | None = None,
+        environment_variables: Mapping[str, str] | None = None,
+        annotations: Mapping[str, str] | None = None,
+        request_timeout_seconds: float | None = None,
+        standby: int = 0,
+    ) -> Callable[[Callable[P, R]], RemoteFunction[P, R]]:
+        """Decorator: each call of the function runs in a new sandbox of this session.
+
+        What is not said here is that of `sandbox`, over the session's defaults, tags and secrets included.
+        `environment_variables` and `annotations` are read at each call.
+
+        Args:
+            container_image: Image to run; it must have a `python`.
+            serialization: How arguments, captured values and the result travel. JSON is safe; with PICKLE code in the
+                sandbox can run code in this process, through the result: for sandboxes that run trusted code only.
+            temp_dir: Absolute folder in the sandbox for the result file; default is that of the session. Made if
+                missing.
+            profile_ids: Profiles it may run with.
+            runner_ids: Runners it may run on.
+            resources: CPU, memory, GPU.
+            mounted_files: Read-only files.
+            s3_mount: A bucket.
+            ports: Ports of the sandbox.
+            network: Ingress and egress.
+            max_timeout_seconds: The longest limit that an operation may ask for.
+            environment_variables: For the function, over those of the defaults. Not for secrets.
+            annotations: Metadata for the runner, over that of the defaults.
+            request_timeout_seconds: Limit for one call, from the start of its interpreter on; default is that of the
+                session.
+            standby: How many sandboxes to keep ready, each for exactly one call; used ones are replaced in the
+                background. They count in `sandbox_count`.
+
+        Raises:
+            AsyncFunctionError: The function is async.
+            TypeError: A value of the wrong type.
+            ValueError: A value that cannot be meant.
+        """
+        from cwsandbox._function.decorate import decorator
+
+        options = {
+            "container_image": container_image,
+            "profile_ids": profile_ids,
+            "runner_ids": runner_ids,
+            "resources": resources,
+            "mounted_files": mounted_files,
+            "s3_mount": s3_mount,
+            "ports": ports,
+            "network": network,
+            "max_timeout_seconds": max_timeout_seconds,
+            "environment_variables": environment_variables,
+            "annotations": annotations,
+        }
+        return decorator(
+            self,
+            options,
+            serialization=serialization,
+            temp_dir=temp_dir,
+            request_timeout_seconds=request_timeout_seconds,
+            standby=standby,
+        )
 
     def list(
         self,

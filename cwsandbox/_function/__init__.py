@@ -1,0 +1,1 @@
+"""What stands behind remote functions: capture, payload, the driver in the sandbox, calls, standby sandboxes."""

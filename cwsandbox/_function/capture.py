@@ -1,0 +1,276 @@
+"""What a function needs, found at the moment of the call: a graph of functions, classes, modules and values."""
+
+from __future__ import annotations
+
+import functools
+import sys
+import types
+from types import BuiltinFunctionType, CellType, FunctionType, MethodType, ModuleType
+from typing import TYPE_CHECKING, Any
+
+from cwsandbox._function.modules import ShippedModules
+from cwsandbox._function.origin import importable_name, is_installed, lookup
+from cwsandbox._function.source import class_definition, function_definition, methods
+from cwsandbox._function.values import pickle_code, pickle_value, to_json
+from cwsandbox.exceptions import FunctionSerializationError
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+
+    from cwsandbox._function.source import Definition
+
+__all__ = ["Capture"]
+
+Ref = dict[str, Any]
+"""`{"json": text}`, `{"blob": number}` or `{"node": number}`."""
+
+_SET_BY_MODULES = frozenset({"__name__", "__builtins__", "__loader__", "__spec__", "__annotations__", "__package__"})
+_TYPING_MODULES = frozenset({"typing", "types"})
+
+
+class Capture:
+    """Collects what functions refer to, transitively.
+
+    Installed functions, classes and modules are sent by name; the caller's own as source text, or by cloudpickle where
+    there is none; everything else as a value.
+
+    Args:
+        use_pickle: Values as pickles; else as JSON.
+    """
+
+    def __init__(self, *, use_pickle: bool) -> None:
+        self.use_pickle = use_pickle
+        self.nodes: list[dict[str, Any]] = []
+        self.blobs: list[bytes] = []
+        self.modules = ShippedModules()
+        self.has_bytecode = False
+        self._spaces: dict[int, tuple[str, dict[str, Any]]] = {}
+        self._numbers: dict[int, int] = {}
+        self._alive: list[Any] = []  # ids stay unique only as long as their objects live
+
+    @property
+    def spaces(self) -> dict[str, dict[str, Any]]:
+        """The globals to make, by label."""
+        return dict(self._spaces.values())
+
+    def ref(self, value: Any, what: str) -> Ref:
+        """A reference to whatever it is.
+
+        Raises:
+            FunctionSerializationError: It cannot be sent; `what` says what it is.
+        """
+        number = self._numbers.get(id(value))
+        if number is None:
+            number = self._node(value, what)
+        return self._value(value, what) if number is None else {"node": number}
+
+    def name(self, value: Any) -> None:
+        """A pickle names this class or function: see that it is there."""
+        if not isinstance(value, type | FunctionType) or is_installed(value.__module__):
+            return
+        if lookup(value.__module__, value.__qualname__) is value:
+            self.ref(value, value.__qualname__)
+
+    def finish(self) -> None:
+        """Members of modules that are sent whole are imported from there."""
+        for _, space in self._spaces.values():
+            if space["module"] in self.modules:
+                space.update(installed=True, names={})
+        for number, node in enumerate(self.nodes):
+            if node["kind"] == "source" and node["module"] in self.modules and "<" not in node["qualname"]:
+                self.nodes[number] = {"kind": "attribute", "module": node["module"], "name": node["qualname"]}
+
+    # Kinds of objects.
+
+    def _node(self, value: Any, what: str) -> int | None:
+        from cwsandbox.function import RemoteFunction
+
+        match value:
+            case RemoteFunction():
+                return self._remote(value)
+            case ModuleType():
+                return self._module(value, what)
+            case functools.partial():
+                return self._partial(value, what)
+            case functools._lru_cache_wrapper():
+                return self._cached(value, what)
+            case type() | FunctionType() | BuiltinFunctionType() | MethodType():
+                return self._code(value, what)
+        if type(value).__module__ in _TYPING_MODULES and not isinstance(value, types.SimpleNamespace | CellType):
+            return self._bytecode(self._begin(value), value, None, what)
+        if callable(value) and (name := importable_name(value)) is not None:
+            return self._add(value, {"kind": "attribute", "module": name[0], "name": name[1]})
+        return None
+
+    def _code(self, value: Any, what: str) -> int | None:
+        if (name := importable_name(value)) is not None:
+            return self._add(value, {"kind": "attribute", "module": name[0], "name": name[1]})
+        if isinstance(value, type):
+            return self._class(value)
+        return self._function(value) if isinstance(value, FunctionType) else None
+
+    def _remote(self, remote: Any) -> int:
+        """A decorated function is in the sandbox what it was before it was decorated."""
+        ref = self.ref(remote._function, remote.__qualname__)
+        number: int = ref["node"]
+        self._numbers[id(remote)] = number
+        self._alive.append(remote)
+        if self.nodes[number]["kind"] == "source":
+            self.nodes[number]["remote"] = True
+        return number
+
+    def _module(self, module: ModuleType, what: str) -> int:
+        if module.__name__ == "__main__":
+            raise FunctionSerializationError(f"{what} is the main module itself, which cannot be sent")
+        if not is_installed(module.__name__):
+            self.modules.add(module, what)
+        return self._add(module, {"kind": "module", "module": module.__name__})
+
+    def _partial(self, value: functools.partial[Any], what: str) -> int:
+        number = self._begin(value)
+        self.nodes[number] = {
+            "kind": "partial",
+            "function": self.ref(value.func, f"the function of {what}"),
+            "args": [self.ref(item, f"an argument of {what}") for item in value.args],
+            "keywords": {name: self.ref(item, f"{name!r} of {what}") for name, item in value.keywords.items()},
+        }
+        return number
+
+    def _cached(self, value: Any, what: str) -> int:
+        number = self._begin(value)
+        function = self.ref(value.__wrapped__, f"the function of {what}")
+        self.nodes[number] = {"kind": "cached", "function": function, **value.cache_parameters()}
+        return number
+
+    def _function(self, function: FunctionType) -> int:
+        number = self._begin(function)
+        definition = function_definition(function)
+        what = f"the function {function.__qualname__}"
+        if definition is None:
+            return self._bytecode(number, function, function.__module__, what)
+        node = self._source_node(number, definition, function.__globals__, function.__qualname__, what)
+        cells = zip(function.__code__.co_freevars, function.__closure__ or (), strict=True)
+        node["free"] = {name: self._cell(cell, f"{name!r}, used by {what},") for name, cell in cells}
+        node["function_name"] = function.__name__
+        if function.__defaults__ is not None:
+            node["defaults"] = [self.ref(item, f"a default of {what}") for item in function.__defaults__]
+        keywords = (function.__kwdefaults__ or {}).items()
+        node["keyword_defaults"] = {name: self.ref(item, f"the default of {name!r}") for name, item in keywords}
+        return number
+
+    def _class(self, cls: type) -> int:
+        what = f"the class {cls.__qualname__}"
+        outer, _, name = cls.__qualname__.rpartition(".")
+        if outer and isinstance(holder := lookup(cls.__module__, outer), type) and vars(holder).get(name) is cls:
+            named = {"module": cls.__module__, "qualname": cls.__qualname__}
+            return self._add(cls, {"kind": "member", "outer": self.ref(holder, what), "name": name, **named})
+        number = self._begin(cls)
+        space = getattr(sys.modules.get(cls.__module__), "__dict__", {})
+        around = _names_around(cls)
+        free: list[str] = []
+        definition = class_definition(cls)
+        if definition is not None:
+            free = [name for name in around if name in definition.early | definition.late and name not in space]
+            definition = class_definition(cls, free)
+        if definition is None:
+            return self._bytecode(number, cls, cls.__module__, what)
+        node = self._source_node(number, definition, space, cls.__qualname__, what)
+        node["free"] = {name: self._cell(around[name], f"{name!r}, used by {what},") for name in free}
+        node["is_class"] = True
+        return number
+
+    def _source_node(
+        self, number: int, definition: Definition, space: dict[str, Any], qualname: str, what: str
+    ) -> dict[str, Any]:
+        label = self._space(space)
+        node = self.nodes[number] = {
+            "kind": "source",
+            "space": label,
+            "module": self.spaces[label]["module"],
+            "qualname": qualname,
+            "file": definition.file,
+            "line": definition.line,
+            "text": definition.text,
+            "name": definition.name,
+            "early": sorted(definition.early),
+            "late": sorted(definition.late),
+            "is_class": False,
+            "remote": False,
+            "free": {},
+            "defaults": None,
+            "keyword_defaults": {},
+        }
+        self._capture_globals(label, space, definition.early | definition.late, what)
+        return node
+
+    def _bytecode(self, number: int, value: Any, module: str | None, what: str) -> int:
+        self.has_bytecode = True
+        self.modules.add_cloudpickle()
+        own = sys.modules.get(module or "")
+        by_value = None if own is None or own.__name__ == "__main__" or is_installed(own.__name__) else own
+        self.blobs.append(pickle_code(value, by_value, what, self._sent_by_name))
+        self.nodes[number] = {"kind": "pickled", "blob": len(self.blobs) - 1}
+        return number
+
+    def _sent_by_name(self, value: Any) -> bool:
+        """Whether a pickle may name one of the caller's functions or classes: it has source, and is sent beside it."""
+        if is_installed(value.__module__) or lookup(value.__module__, value.__qualname__) is not value:
+            return False
+        has_source = class_definition(value) if isinstance(value, type) else function_definition(value)
+        if has_source is not None:
+            self.ref(value, value.__qualname__)
+        return has_source is not None
+
+    # Globals and values.
+
+    def _space(self, space: dict[str, Any]) -> str:
+        known = self._spaces.get(id(space))
+        if known is None:
+            module = space.get("__name__") or "__main__"
+            taken = {label for label, _ in self._spaces.values()}
+            label = module if module not in taken else f"{module}#{len(taken)}"
+            known = label, {"module": module, "installed": is_installed(module), "names": {}}
+            self._spaces[id(space)] = known
+            self._alive.append(space)
+        return known[0]
+
+    def _capture_globals(self, label: str, space: dict[str, Any], names: Iterable[str], what: str) -> None:
+        target = self.spaces[label]
+        if target["installed"]:
+            return
+        for name in sorted(names):
+            if name in space and name not in target["names"] and name not in _SET_BY_MODULES:
+                target["names"][name] = None  # being captured: what leads back here need not do it again
+                target["names"][name] = self.ref(space[name], f"the global {name!r}, used by {what},")
+
+    def _cell(self, cell: CellType, what: str) -> Ref | None:
+        try:
+            value = cell.cell_contents
+        except ValueError:  # not assigned yet
+            return None
+        return self.ref(value, what)
+
+    def _value(self, value: Any, what: str) -> Ref:
+        if not self.use_pickle:
+            return {"json": to_json(value, what)}
+        self.blobs.append(pickle_value(value, what, self.name))
+        return {"blob": len(self.blobs) - 1}
+
+    def _begin(self, value: Any) -> int:
+        """Reserve the number of a node before it is complete: it may refer to itself."""
+        return self._add(value, {"kind": "unfinished"})
+
+    def _add(self, value: Any, node: dict[str, Any]) -> int:
+        self.nodes.append(node)
+        self._alive.append(value)
+        self._numbers[id(value)] = len(self.nodes) - 1
+        return len(self.nodes) - 1
+
+
+def _names_around(cls: type) -> dict[str, CellType]:
+    """What a class may use of the function it was made in: the closures of its methods, and its bases."""
+    found = {base.__name__: types.CellType(base) for base in cls.__bases__}
+    for method in methods(cls):
+        cells = zip(method.__code__.co_freevars, method.__closure__ or (), strict=True)
+        found.update((name, cell) for name, cell in cells if name != "__class__")
+    return found

@@ -1,0 +1,354 @@
+"""Runs one remote call inside the sandbox: `python -c <this text>`, the payload on standard input.
+
+Nothing but the standard library, kept to what Python 3.8 understands. Imports cost every call, so what only some calls
+need is imported where it is needed. The payload's form is documented in `payload.py`; the result goes into a file, so
+that nothing which the function prints can be taken for it.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+
+TYPE_CHECKING = False  # typing is not worth its import
+if TYPE_CHECKING:
+    from importlib.machinery import ModuleSpec
+    from types import ModuleType
+    from typing import Any
+
+    Node = dict[str, Any]
+    Ref = dict[str, Any]
+
+DEFERRED_ANNOTATIONS = 0x1000000
+"""`__future__.annotations.compiler_flag`: what a function is annotated with need not exist here."""
+TEXT_LIMIT = 65536
+
+
+class NothingToDo(Exception):  # noqa: N818 - no error: standard input ended before a payload came
+    """The caller has given this interpreter up before it was used."""
+
+
+class PythonMismatchError(Exception):
+    """Compiled code was sent by another Python version."""
+
+
+class Rebuilder:
+    """Makes the caller's functions, classes and values again.
+
+    Args:
+        payload: The parsed head of the payload.
+        blobs: Its pickles, by number.
+    """
+
+    def __init__(self, payload: Node, blobs: list[memoryview]) -> None:
+        self.nodes = payload["nodes"]
+        self.spaces = payload["spaces"]
+        self.blobs = blobs
+        self.globals: dict[str, dict[str, Any]] = {}
+        self.objects: dict[int, Any] = {}
+        self.begun: set[int] = set()
+        self.unbound: list[tuple[str, str, Ref]] = []
+        self.by_name = {
+            (node["module"], node["qualname"]): number
+            for number, node in enumerate(self.nodes)
+            if node["kind"] in {"source", "member"}
+        }
+        self.check_version(payload["python"])
+        if payload["modules"]:
+            sys.meta_path.insert(0, shipped_modules(payload["modules"]))
+        for label in self.spaces:
+            self.globals[label] = self.open_space(label)
+
+    def check_version(self, python: list[int] | None) -> None:
+        """Refuse compiled code of another version before anything of it is loaded."""
+        if python is not None and tuple(python) != sys.version_info[:2]:
+            raise PythonMismatchError(f"{sys.version_info[0]}.{sys.version_info[1]}")
+
+    def open_space(self, label: str) -> dict[str, Any]:
+        """The globals that functions of one module share."""
+        from importlib import import_module
+        from types import ModuleType
+
+        space = self.spaces[label]
+        if space["installed"]:
+            return import_module(space["module"]).__dict__
+        name = space["module"]
+        module = ModuleType(name)
+        if name not in self.globals:
+            parents = name.split(".")[:-1]
+            for count in range(len(parents)):
+                parent = ".".join(parents[: count + 1])
+                if parent not in sys.modules:
+                    sys.modules[parent] = ModuleType(parent)
+                    sys.modules[parent].__path__ = []
+            KEPT.append(sys.modules.get(name))
+            sys.modules[name] = module
+        module.__dict__["__cws_module__"] = module  # The globals keep their module, whatever becomes of sys.modules.
+        return module.__dict__
+
+    def value(self, ref: Ref) -> Any:
+        """What a reference stands for."""
+        if "json" in ref:
+            return json.loads(ref["json"])
+        if "blob" in ref:
+            return self.unpickle(ref["blob"])
+        self.ready(ref["node"])
+        return self.objects[ref["node"]]
+
+    def unpickle(self, number: int) -> Any:
+        """A pickle; what it names of the caller's own modules is made when it is met."""
+        import io
+        import pickle
+
+        rebuilder = self
+
+        class Unpickler(pickle.Unpickler):
+            def find_class(self, module: str, name: str) -> Any:
+                number = rebuilder.by_name.get((module, name))
+                return super().find_class(module, name) if number is None else rebuilder.value({"node": number})
+
+        return Unpickler(io.BytesIO(self.blobs[number])).load()
+
+    def ready(self, number: int) -> None:
+        """Make a node, after what it needs while it is made, before what it needs when it is used."""
+        if number in self.begun:
+            return
+        self.begun.add(number)
+        node = self.nodes[number]
+        for name in node.get("early", ()):
+            self.bind(node["space"], name)
+        made = getattr(self, "make_" + node["kind"])(number, node)
+        if made is not None:
+            self.objects[number] = made
+        for name in node.get("late", ()):
+            self.bind(node["space"], name)
+
+    def bind(self, label: str, name: str) -> None:
+        """Give a global its value; one that is being made at this moment is bound in the end."""
+        ref = self.spaces[label]["names"].get(name)
+        if ref is None:
+            return
+        if "node" in ref:
+            self.ready(ref["node"])
+            if ref["node"] not in self.objects:
+                self.unbound.append((label, name, ref))
+                return
+        elif name in self.globals[label]:
+            return
+        self.globals[label][name] = self.value(ref)
+
+    def make_module(self, number: int, node: Node) -> Any:
+        """A module that is imported here by name."""
+        from importlib import import_module
+
+        return import_module(node["module"])
+
+    def make_attribute(self, number: int, node: Node) -> Any:
+        """A function or class that an importable module has."""
+        from importlib import import_module
+
+        found = import_module(node["module"])
+        for part in node["name"].split("."):
+            found = getattr(found, part)
+        return found
+
+    def make_member(self, number: int, node: Node) -> Any:
+        """A class inside a class."""
+        return getattr(self.value(node["outer"]), node["name"])
+
+    def make_pickled(self, number: int, node: Node) -> Any:
+        """Something without source, by cloudpickle."""
+        return self.unpickle(node["blob"])
+
+    def make_cached(self, number: int, node: Node) -> Any:
+        """A function under `functools.lru_cache`."""
+        import functools
+
+        return functools.lru_cache(maxsize=node["maxsize"], typed=node["typed"])(self.value(node["function"]))
+
+    def make_partial(self, number: int, node: Node) -> Any:
+        """A `functools.partial`."""
+        import functools
+
+        keywords = {name: self.value(ref) for name, ref in node["keywords"].items()}
+        return functools.partial(self.value(node["function"]), *map(self.value, node["args"]), **keywords)
+
+    def make_source(self, number: int, node: Node) -> None:
+        """A function or class from its source text."""
+        space = self.globals[node["space"]]
+        names: dict[str, Any] = {}
+        code = compile(node["text"], node["file"], "exec", DEFERRED_ANNOTATIONS, dont_inherit=True)
+        exec(code, space, names)  # noqa: S102 - to run what the caller wrote is the purpose
+        set_free = None
+        made = names.get(node["name"])
+        if made is None:
+            made, set_free = names["__cws_make__"](*[self.free(ref) for ref in node["free"].values()])
+        self.objects[number] = made
+        if node["is_class"]:
+            if "." not in node["qualname"]:
+                space.setdefault(node["name"], made)
+        else:
+            made.__module__ = node["module"]
+            self.dress(made, node)
+        made.__qualname__ = node["qualname"]
+        if set_free is not None:
+            set_free(*[self.value(ref) if ref is not None else None for ref in node["free"].values()])
+
+    def free(self, ref: Ref | None) -> Any:
+        """A closure's value while the closure is made: None as long as it is not known."""
+        if ref is None or ("node" in ref and ref["node"] in self.begun):
+            return self.objects.get(ref["node"]) if ref else None
+        return self.value(ref)
+
+    def dress(self, function: Any, node: Node) -> None:
+        """Defaults and attributes are the caller's values, not what their expressions would give here."""
+        function.__name__ = node["function_name"]
+        if node["defaults"] is not None:
+            function.__defaults__ = tuple(map(self.value, node["defaults"]))
+        if node["keyword_defaults"]:
+            function.__kwdefaults__ = {name: self.value(ref) for name, ref in node["keyword_defaults"].items()}
+        if node["remote"]:
+            function.local = function
+
+    def finish(self) -> None:
+        """Bind what was still being made when it was asked for."""
+        for label, name, ref in self.unbound:
+            self.globals[label][name] = self.value(ref)
+
+
+KEPT: list[ModuleType | None] = []
+"""Modules that were replaced, so that they live on: this very one among them."""
+
+
+def shipped_modules(modules: dict[str, Node]) -> Any:
+    """A finder for the caller's own modules, which came as source text."""
+    from importlib.abc import InspectLoader, MetaPathFinder
+    from importlib.machinery import ModuleSpec
+
+    class Loader(InspectLoader):
+        def get_source(self, fullname: str) -> str:
+            return str(modules[fullname]["text"])
+
+        def is_package(self, fullname: str) -> bool:
+            return bool(modules[fullname]["package"])
+
+        def exec_module(self, module: ModuleType) -> None:
+            module.__file__ = modules[module.__name__]["file"]
+            exec(compile(self.get_source(module.__name__), module.__file__, "exec", dont_inherit=True), module.__dict__)  # noqa: S102
+
+    class Finder(MetaPathFinder):
+        def find_spec(self, fullname: str, path: Any = None, target: Any = None) -> ModuleSpec | None:
+            if fullname not in modules:
+                return None
+            return ModuleSpec(fullname, Loader(), is_package=modules[fullname]["package"])
+
+    return Finder()
+
+
+def read_payload() -> tuple[Node, list[memoryview]]:
+    """The head of the payload, parsed, and its blobs."""
+    data = sys.stdin.buffer.read()
+    end = data.find(b"\n")
+    if end < 0:
+        raise NothingToDo
+    payload = json.loads(data[:end])
+    blobs, start = [], end + 1
+    for size in payload["blobs"]:
+        blobs.append(memoryview(data)[start : start + size])
+        start += size
+    return payload, blobs
+
+
+def call(payload: Node, blobs: list[memoryview]) -> bytes:
+    """Call the function; the encoded result."""
+    rebuilder = Rebuilder(payload, blobs)
+    function = rebuilder.value(payload["function"])
+    args, kwargs = rebuilder.unpickle(-1) if payload["pickle"] else json.loads(bytes(blobs[-1]))
+    rebuilder.finish()
+    result = function(*args, **kwargs)
+    if not payload["pickle"]:
+        return json.dumps(result).encode()
+    import pickle
+
+    return pickle.dumps(result, 4)
+
+
+def describe(error: BaseException, payload: Node) -> Node:
+    """The report of an exception; the traceback also goes to standard error."""
+    import traceback
+
+    show_source(payload)
+    trace = error.__traceback__
+    while trace is not None and trace.tb_frame.f_globals is globals():
+        trace = trace.tb_next
+    try:
+        text = "".join(traceback.format_exception(type(error), error, trace))
+    except Exception:
+        text = type(error).__name__
+    try:
+        message = str(error)
+    except Exception:
+        message = ""
+    sys.stderr.write(text)
+    name, module = type(error).__name__, type(error).__module__
+    own = {space["module"] for space in payload["spaces"].values()} | set(payload["modules"])
+    qualified = module not in own and module not in {"builtins", "__main__"}
+    return {
+        "type": (module + "." + name if qualified else name)[:TEXT_LIMIT],
+        "message": message[:TEXT_LIMIT],
+        "traceback": text[-TEXT_LIMIT:],
+        "mismatch": isinstance(error, PythonMismatchError),
+    }
+
+
+def show_source(payload: Node) -> None:
+    """Let tracebacks show the caller's lines, as the caller's files are not here."""
+    import linecache
+
+    texts: dict[str, dict[int, str]] = {}
+    for node in payload["nodes"]:
+        if node["kind"] == "source":
+            texts.setdefault(node["file"], {}).update(
+                (number, line)
+                for number, line in enumerate(node["text"].split("\n"), 1)
+                if line and number >= node["line"]
+            )
+    for module in payload["modules"].values():
+        texts[module["file"]] = dict(enumerate(module["text"].split("\n"), 1))
+    for file, numbered in texts.items():
+        lines = [numbered.get(number, "") + "\n" for number in range(1, max(numbered, default=0) + 1)]
+        linecache.cache[file] = (0, None, lines, file)
+
+
+def write_result(path: str, head: Node, body: bytes) -> None:
+    """Put the result where the caller looks for it, whole or not at all."""
+    os.makedirs(os.path.dirname(path), exist_ok=True)
+    with open(path + ".part", "wb") as file:
+        file.write(json.dumps(head).encode() + b"\n")
+        file.write(body)
+    os.replace(path + ".part", path)
+
+
+def main() -> int:
+    """Read, call, report; the exit status is 1 if the function raised."""
+    for name in sys.argv[1:]:
+        try:
+            __import__(name)
+        except Exception:  # noqa: S112 - the call itself will say so
+            continue
+    try:
+        payload, blobs = read_payload()
+    except NothingToDo:
+        return 0
+    try:
+        head, body, status = {"ok": True}, call(payload, blobs), 0
+    except BaseException as error:
+        head, body, status = describe(error, payload), b"", 1
+        head["ok"] = False
+    write_result(payload["result"], head, body)
+    return status
+
+
+if __name__ == "__main__":
+    sys.exit(main())

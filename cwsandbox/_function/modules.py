@@ -1,0 +1,88 @@
+"""The caller's own modules, sent whole: for functions that use `import helpers` and `helpers.f()`."""
+
+from __future__ import annotations
+
+import ast
+import importlib.util
+import sys
+from typing import TYPE_CHECKING, Any
+
+from cwsandbox._function.origin import is_installed
+from cwsandbox.exceptions import FunctionSerializationError
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+    from types import ModuleType
+
+__all__ = ["ShippedModules"]
+
+
+class ShippedModules:
+    """Source texts of modules, with the caller's own modules that they import themselves."""
+
+    def __init__(self) -> None:
+        self._modules: dict[str, dict[str, Any]] = {}
+
+    def __contains__(self, name: str) -> bool:
+        return name in self._modules
+
+    def to_payload(self) -> dict[str, dict[str, Any]]:
+        """Text, file and kind of each module, by name."""
+        return self._modules
+
+    def add(self, module: ModuleType, what: str) -> None:
+        """Send this module.
+
+        Raises:
+            FunctionSerializationError: It is no Python file.
+        """
+        name = module.__name__
+        if name in self._modules or name == "__main__":
+            return
+        text = self._put(module, what)
+        for other in _imported(text, module):
+            if other in sys.modules and not is_installed(other):
+                self.add(sys.modules[other], f"{other}, imported by {name},")
+
+    def add_cloudpickle(self) -> None:
+        """Send cloudpickle, which the sandbox's Python need not have; it is two files of pure Python."""
+        import cloudpickle.cloudpickle  # type: ignore[import-untyped]
+
+        for module in (cloudpickle, cloudpickle.cloudpickle):
+            if module.__name__ not in self._modules:
+                self._put(module, "cloudpickle")
+
+    def _put(self, module: ModuleType, what: str) -> str:
+        file, is_package = getattr(module, "__file__", None), hasattr(module, "__path__")
+        if file is None and is_package:  # a folder without __init__.py
+            text = ""
+        elif file is not None and file.endswith(".py"):
+            try:
+                with open(file, encoding="utf-8") as source:
+                    text = source.read()
+            except (OSError, UnicodeDecodeError) as error:
+                raise FunctionSerializationError(f"{what} cannot be sent: its file cannot be read: {error}") from error
+        else:
+            raise FunctionSerializationError(
+                f"{what} is the module {module.__name__!r}, which has no Python source to send; install it in the "
+                "image and import it inside the function"
+            )
+        self._modules[module.__name__] = {"text": text, "file": file or module.__name__, "package": is_package}
+        return text
+
+
+def _imported(text: str, module: ModuleType) -> Iterator[str]:
+    """The names of the modules that a text imports, and of the packages that they and it are in."""
+    package = module.__package__ or ""
+    names = {module.__name__}
+    for node in ast.walk(ast.parse(text)):
+        if isinstance(node, ast.Import):
+            names.update(alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            base = node.module or ""
+            if node.level:
+                base = importlib.util.resolve_name("." * node.level + base, package)
+            names.update({base, *(f"{base}.{alias.name}" for alias in node.names)})
+    for name in names:
+        parts = name.split(".")
+        yield from (".".join(parts[:count]) for count in range(1, len(parts) + 1))

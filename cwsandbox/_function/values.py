@@ -1,0 +1,138 @@
+"""How values travel: as JSON, or as pickles."""
+
+from __future__ import annotations
+
+import dataclasses
+import datetime as dt
+import decimal
+import enum
+import io
+import json
+import os
+import pickle
+import threading
+import uuid
+from contextlib import contextmanager
+from types import FunctionType
+from typing import TYPE_CHECKING, Any
+
+from cwsandbox._text import short_repr
+from cwsandbox.exceptions import FunctionSerializationError
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+    from types import ModuleType
+
+__all__ = ["PICKLE_PROTOCOL", "pickle_code", "pickle_value", "to_json"]
+
+PICKLE_PROTOCOL = 4
+"""Known to every Python that a sandbox may have."""
+
+_by_value = threading.Lock()  # cloudpickle's registry of modules is the process's.
+
+
+def to_json(value: Any, what: str) -> str:
+    """A value as JSON text.
+
+    Dataclasses and models become objects; tuples, sets and frozensets arrays; dates, times, paths, UUIDs and decimals
+    strings; enum members their values; bytes text, if they are UTF-8.
+
+    Raises:
+        FunctionSerializationError: It has no JSON form.
+    """
+    try:
+        return json.dumps(value, default=_plain)
+    except (TypeError, ValueError, RecursionError) as error:
+        raise FunctionSerializationError(
+            f"{what} cannot be sent as JSON: {error}; send plain values, or use serialization=Serialization.PICKLE"
+        ) from error
+
+
+def _plain(value: Any) -> Any:
+    if dataclasses.is_dataclass(value) and not isinstance(value, type):
+        return {field.name: getattr(value, field.name) for field in dataclasses.fields(value)}
+    if not isinstance(value, type) and callable(dump := getattr(value, "model_dump", None)):
+        return dump(mode="json")
+    match value:
+        case set() | frozenset():
+            return list(value)
+        case bytes() | bytearray() | memoryview():
+            return bytes(value).decode()
+        case dt.datetime() | dt.date() | dt.time():
+            return value.isoformat()
+        case dt.timedelta():
+            return value.total_seconds()
+        case enum.Enum():
+            return value.value
+        case os.PathLike():
+            return os.fspath(value)
+        case uuid.UUID() | decimal.Decimal():
+            return str(value)
+    raise TypeError(f"{type(value).__name__} has no JSON form")
+
+
+def pickle_value(value: Any, what: str, on_name: Callable[[Any], None]) -> bytes:
+    """A value as a pickle.
+
+    Args:
+        value: The value.
+        what: What to call it in messages.
+        on_name: Told of each class and function that the pickle names instead of holding it.
+
+    Raises:
+        FunctionSerializationError: It cannot be pickled, as objects of local classes, locks and generators cannot.
+    """
+
+    class Pickler(pickle.Pickler):
+        def reducer_override(self, obj: Any) -> Any:
+            if isinstance(obj, type | FunctionType):
+                on_name(obj)
+            return NotImplemented
+
+    with _pickling_errors(what):
+        buffer = io.BytesIO()
+        Pickler(buffer, PICKLE_PROTOCOL).dump(value)
+        return buffer.getvalue()
+
+
+def pickle_code(value: Any, module: ModuleType | None, what: str, by_name: Callable[[Any], bool]) -> bytes:
+    """A function or class without source, by value: bytecode, for the same Python version only.
+
+    Args:
+        value: The function or class.
+        module: The caller's module whose members are to be taken by value, too.
+        what: What to call it in messages.
+        by_name: Asked for each other class and function; True if it will be there under its name.
+
+    Raises:
+        FunctionSerializationError: It, or what it refers to, cannot be pickled.
+    """
+    import cloudpickle  # type: ignore[import-untyped]
+
+    class Pickler(cloudpickle.Pickler):  # type: ignore[misc]
+        def reducer_override(self, obj: Any) -> Any:
+            if obj is not value and isinstance(obj, type | FunctionType) and by_name(obj):
+                return obj.__qualname__
+            return super().reducer_override(obj)
+
+    with _pickling_errors(what), _by_value:
+        register = module is not None and module.__name__ not in cloudpickle.list_registry_pickle_by_value()
+        if register:
+            cloudpickle.register_pickle_by_value(module)
+        try:
+            buffer = io.BytesIO()
+            Pickler(buffer, PICKLE_PROTOCOL).dump(value)
+            return buffer.getvalue()
+        finally:
+            if register:
+                cloudpickle.unregister_pickle_by_value(module)
+
+
+@contextmanager
+def _pickling_errors(what: str) -> Iterator[None]:
+    try:
+        yield
+    except FunctionSerializationError:
+        raise
+    except Exception as error:  # whatever a user's __reduce__ raises
+        raise FunctionSerializationError(f"{what} cannot be pickled: {short_repr(str(error))}") from error
