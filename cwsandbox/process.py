@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from cwsandbox._running import RunningCommand
-from cwsandbox._runtime.readers import LineReader, StreamReader
+from cwsandbox._runtime.readers import ChunkReader, LineReader, StreamReader
 from cwsandbox._runtime.spool import Spool
 from cwsandbox._stdin import StreamWriter
 from cwsandbox._text import short_repr
@@ -145,25 +145,29 @@ class Process(RunningCommand[ProcessResult]):
     back when the gateway has confirmed it, after 5 s at the most.
     """
 
-    def __init__(self, command: list[str], *, stdin: bool) -> None:
-        spools = (Spool(), Spool())
-        super().__init__(command, spools, stdin=stdin)
-        self._readers = (spools[0].lines(), spools[1].lines())
+    def __init__(self, command: list[str], *, stdin: bool, keep_output: bool = True) -> None:
+        super().__init__(command, (Spool(keep=keep_output), Spool(keep=keep_output)), stdin=stdin)
 
     @property
     def stdout(self) -> LineReader:
         """Standard output, line by line. It ends with the command, however that ends; a failure shows in `result()`."""
-        return self._readers[0]
+        return self._spools[0].lines()
 
     @property
     def stderr(self) -> LineReader:
         """Standard error, line by line."""
-        return self._readers[1]
+        return self._spools[1].lines()
 
     @property
     def stdin(self) -> StreamWriter | None:
         """Standard input, if the command was started with `stdin=True`; else None and the command's input is empty."""
         return self._stdin
+
+    def _chunks(self) -> list[ChunkReader]:
+        """Both outputs as bytes as they come, instead of as lines; the readers set the pace."""
+        for spool in self._spools:
+            spool.expect_reader()
+        return [spool.chunks() for spool in self._spools]
 
     def _end_output(self, error: BaseException | None) -> None:
         """Streams just end; what went wrong is told by the result."""

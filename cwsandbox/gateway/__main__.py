@@ -15,6 +15,8 @@ def _parser() -> argparse.ArgumentParser:
     where.add_argument("--host", default="", help="serve a team on this address; needs --api-key-file")
     parser.add_argument("--port", type=int, default=0, help="with --host: 0 chooses one")
     parser.add_argument("--api-key-file", default="", help="with --host: lines of name:sha256")
+    parser.add_argument("--tls-cert", default="", help="with --host: certificate and chain (PEM); else plain HTTP")
+    parser.add_argument("--tls-key", default="", help="its key, if the certificate's file does not hold it")
     parser.add_argument("--socket", default="", help="with --embedded: the path of the Unix socket")
     parser.add_argument("--state-dir", required=True, help="for what outlives a restart of the machine")
     parser.add_argument("--runtime-dir", required=True, help="for what does not")
@@ -39,6 +41,8 @@ def main(argv: list[str] | None = None) -> int:
         parser.error("--embedded needs --socket")
     if arguments.host and not arguments.api_key_file:
         parser.error("--host needs --api-key-file")
+    if arguments.tls_key and not arguments.tls_cert:
+        parser.error("--tls-key needs --tls-cert")
     options = vars(arguments)
     del options["embedded"]
     return run(Options(**options))

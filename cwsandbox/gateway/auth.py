@@ -22,7 +22,8 @@ if TYPE_CHECKING:
     from collections.abc import Iterable
 
 _KEY_BYTES: Final = 32
-_LINE: Final = re.compile(r"(?P<name>[A-Za-z0-9._-]{1,64}):(?P<digest>[0-9a-f]{64})")
+_NAME: Final = re.compile(r"[A-Za-z0-9._-]{1,64}")
+_LINE: Final = re.compile(rf"(?P<name>{_NAME.pattern}):(?P<digest>[0-9a-f]{{64}})")
 
 
 @frozen
@@ -116,7 +117,13 @@ def read_key_file(lines: Iterable[str]) -> KeyAuthenticator:
 
 
 def new_key(name: str) -> tuple[str, str]:
-    """Make an API key; return the key, for its holder, and the line for the key file."""
+    """Make an API key; return the key, for its holder, and the line for the key file.
+
+    Raises:
+        ValueError: The name has other characters than letters, digits and `._-`, or more than 64.
+    """
+    if not _NAME.fullmatch(name):
+        raise ValueError(f"a key's name has 1 to 64 letters, digits and ._-, so it cannot be {name!r}")
     key = secrets.token_urlsafe(_KEY_BYTES)
     return key, f"{name}:{hashlib.sha256(key.encode()).hexdigest()}"
 

@@ -23,7 +23,8 @@ import anyio
 from attrs import frozen
 
 from cwsandbox._version import __version__
-from cwsandbox.gateway.auth import PeerAuthenticator, read_key_file
+from cwsandbox.gateway.auth import PeerAuthenticator
+from cwsandbox.gateway.keyfile import KeyFileAuthenticator
 from cwsandbox.gateway.reaper import reap
 from cwsandbox.gateway.service import Directories, Limits, Service
 from cwsandbox.gateway.store import Store
@@ -59,6 +60,8 @@ class Options:
         host: The address of one on a port; "" is embedded.
         port: The port; 0 chooses one.
         api_key_file: The keys, on a port.
+        tls_cert: File with the certificate and its chain, on a port; "" serves plain HTTP.
+        tls_key: File with its key; "" if the certificate's file holds it too.
         ready_fd: Where one JSON line is written when the gateway accepts; -1 is nowhere.
         idle_seconds: Embedded: how long without connections and sandboxes before it ends.
         sandbox_idle_seconds: How long a sandbox may be unused; 0 is for ever.
@@ -73,6 +76,8 @@ class Options:
     host: str = ""
     port: int = 0
     api_key_file: str = ""
+    tls_cert: str = ""
+    tls_key: str = ""
     ready_fd: int = -1
     idle_seconds: float = 60.0
     sandbox_idle_seconds: float = 1800.0
@@ -126,7 +131,8 @@ async def _serve(options: Options, ending: anyio.Event) -> None:
 
         gateway = Gateway(service, authenticator, shut_down=ending.set if options.embedded else None)
         connections = serving.Connections()
-        server = serving.GatewayServer(make_app(gateway), connections)
+        tls = {"ssl_certfile": options.tls_cert, "ssl_keyfile": options.tls_key or None} if options.tls_cert else {}
+        server = serving.GatewayServer(make_app(gateway), connections, **tls)
         if options.embedded:
             listener = serving.bind_unix(options.socket)
         else:
@@ -136,7 +142,8 @@ async def _serve(options: Options, ending: anyio.Event) -> None:
             tasks.start_soon(functools.partial(server.serve, sockets=[listener]))
             await server.listening.wait()
             _announce(options.ready_fd, readiness)
-            _log.info("gateway %s (version %s, pid %d) serves", gateway.instance_id, __version__, os.getpid())
+            where = readiness["socket"]
+            _log.info("gateway %s (version %s, pid %d) serves %s", gateway.instance_id, __version__, os.getpid(), where)
             async with anyio.create_task_group() as watchers:
                 if options.embedded:
                     watchers.start_soon(_end_when_idle, service, connections, options.idle_seconds, ending)
@@ -195,8 +202,7 @@ async def _end_when_idle(service: Service, connections: Connections, seconds: fl
 def _authenticator(options: Options) -> Authenticator:
     if options.embedded:
         return PeerAuthenticator(os.geteuid())
-    with open(options.api_key_file, encoding="ascii") as lines:
-        return read_key_file(lines)
+    return KeyFileAuthenticator(options.api_key_file)
 
 
 def _readiness(options: Options, instance_id: str, listener: socket.socket, runner: LocalRunner) -> dict[str, object]:

@@ -30,6 +30,11 @@ def _root_is_overlay() -> bool:
 
 def remedies(reason: str) -> str:
     """Why sandboxes cannot be isolated here, and what helps."""
+    return f"this machine cannot isolate sandboxes ({reason}); ways out: {'; or '.join(ways_out())}"
+
+
+def ways_out() -> list[str]:
+    """What helps where namespaces are forbidden, the best first."""
     ways = []
     if _read("/proc/sys/kernel/unprivileged_userns_clone").strip() == "0":
         ways.append("allow user namespaces (sysctl kernel.unprivileged_userns_clone=1)")
@@ -41,7 +46,7 @@ def remedies(reason: str) -> str:
         "run the gateway inside a container, which then is the boundary",
         "set CWSANDBOX_ISOLATION=process to run commands without isolation from this machine",
     ]
-    return f"this machine cannot isolate sandboxes ({reason}); ways out: {'; or '.join(ways)}"
+    return ways
 
 
 def notice(level: IsolationLevel, reason: str) -> str | None:

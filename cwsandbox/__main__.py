@@ -1,0 +1,21 @@
+"""`cwsandbox` and `python -m cwsandbox`: the command line."""
+
+from __future__ import annotations
+
+import sys
+
+
+def main() -> int:
+    """Run the command line; return the exit status."""
+    try:
+        from cwsandbox.cli.app import main as run
+    except ModuleNotFoundError as error:
+        if error.name not in {"click", "rich"}:
+            raise
+        sys.stderr.write(f"cwsandbox: its command line needs the package {error.name}: pip install {error.name}\n")
+        return 1
+    return run()
+
+
+if __name__ == "__main__":
+    sys.exit(main())

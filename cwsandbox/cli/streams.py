@@ -1,0 +1,132 @@
+"""The bytes of a remote command from and to our own standard streams, exactly as they are."""
+
+from __future__ import annotations
+
+import errno
+import os
+import select
+import stat
+from typing import TYPE_CHECKING, Final
+
+import anyio
+import anyio.lowlevel
+import anyio.to_thread
+
+from cwsandbox.cli.running import helped
+from cwsandbox.exceptions import CWSandboxError, SandboxExecutionError
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator
+
+    from cwsandbox._runtime.readers import ChunkReader
+    from cwsandbox.process import Process, ProcessResult, StreamWriter
+
+_READ_BYTES: Final = 64 * 1024
+STDIN, STDOUT, STDERR = 0, 1, 2
+
+
+class Output:
+    """Writes to one of our descriptors from a thread: whoever reads there may take their time."""
+
+    def __init__(self, descriptor: int) -> None:
+        self._descriptor = descriptor
+
+    async def write(self, data: bytes) -> None:
+        """Write all of it. Cancelling leaves the thread to it.
+
+        Raises:
+            BrokenPipeError: Nobody reads any more.
+            CWSandboxError: Nothing can be written, such as on a full disk.
+        """
+        try:
+            await anyio.to_thread.run_sync(_write_all, self._descriptor, data, abandon_on_cancel=True)
+        except BrokenPipeError:
+            raise
+        except OSError as error:
+            raise CWSandboxError(f"the output cannot be written: {error.strerror}") from error
+
+
+async def read_input(descriptor: int = STDIN) -> AsyncIterator[bytes]:
+    """What comes in on a descriptor of ours, until its end; no thread is left reading if that is given up."""
+    waitable = not stat.S_ISREG(os.fstat(descriptor).st_mode)
+    while True:
+        if waitable:
+            try:
+                await anyio.wait_readable(descriptor)
+            except PermissionError:
+                waitable = False  # Files and /dev/null: they are always ready, which epoll refuses to say.
+        try:
+            data = os.read(descriptor, _READ_BYTES)
+        except BlockingIOError:
+            continue  # Somebody else who has the descriptor was first.
+        except OSError as error:
+            if error.errno == errno.EIO:
+                return  # A terminal that has gone.
+            raise
+        if not data:
+            return
+        yield data
+        if not waitable:
+            await anyio.lowlevel.checkpoint()
+
+
+async def follow(process: Process) -> int | None:
+    """Pass the command's output on as it comes, and our input to it; until it has ended and all was written.
+
+    Args:
+        process: Made with `keep_output=False`, so that our reader sets the pace and nothing piles up.
+
+    Returns:
+        Its exit code; None if nobody reads our output any more: the command was killed then.
+
+    Raises:
+        CWSandboxError: As `process.result()`, after the output that there was; or the output cannot be written.
+    """
+    problems: list[Exception] = []
+    result: ProcessResult | None = None
+    async with helped() as tasks:
+
+        async def pump(reader: ChunkReader, output: Output) -> None:
+            try:
+                async for data in reader:
+                    await output.write(data)
+            except (BrokenPipeError, CWSandboxError) as problem:
+                # Cancelling the wait for the command kills it.
+                problems.append(problem)
+                tasks.cancel_scope.cancel()
+
+        if process.stdin is not None:
+            tasks.start_soon(feed, process.stdin)
+        async with anyio.create_task_group() as pumps:
+            for reader, descriptor in zip(process._chunks(), (STDOUT, STDERR), strict=True):
+                pumps.start_soon(pump, reader, Output(descriptor))
+            try:
+                result = await process
+            except CWSandboxError as problem:
+                problems.append(problem)
+    if problems:
+        if isinstance(problems[0], BrokenPipeError):
+            return None
+        raise problems[0]
+    assert result is not None
+    return result.returncode
+
+
+async def feed(stdin: StreamWriter) -> None:
+    """Our input to the command's, at its pace. A command that ends, or closes its input, needs no more."""
+    try:
+        async for data in read_input():
+            await stdin.write(data)
+        stdin.close()
+    except SandboxExecutionError:
+        pass
+
+
+def _write_all(descriptor: int, data: bytes) -> None:
+    rest = memoryview(data)
+    while rest:
+        try:
+            rest = rest[os.write(descriptor, rest) :]
+        except BlockingIOError:
+            # Another program on the same terminal or pipe made it non-blocking for all.
+            select.select((), (descriptor,), ())
