@@ -31,6 +31,7 @@ if TYPE_CHECKING:
 
     from cwsandbox._client.gateway import GatewayClient
     from cwsandbox._client.http import WaitFor
+    from cwsandbox._metrics import Metrics
     from cwsandbox._request import SandboxRequest
     from cwsandbox._runtime.operation import OperationRef
     from cwsandbox._runtime.scope import Scope
@@ -90,6 +91,10 @@ class SandboxCore:
     def sibling(self) -> SandboxCore:
         """Another one for the same gateway, bound to nothing yet."""
         return SandboxCore(None, self.defaults, self.base_url, self.timeout)
+
+    def count_for(self, metrics: Metrics | None) -> None:
+        """Have its start and its commands counted for a session from now on, or (None) for none."""
+        self.stats.metrics = self.life.metrics = metrics
 
     # Where it runs.
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import threading
 from collections import deque
 from typing import TYPE_CHECKING, ClassVar, Generic, TypeVar
@@ -9,6 +10,7 @@ from typing import TYPE_CHECKING, ClassVar, Generic, TypeVar
 import anyio
 
 from cwsandbox._client.stream import Exited
+from cwsandbox._metrics import OUTCOMES
 from cwsandbox._stream_operation import StreamOperation
 from cwsandbox._text import short_repr
 from cwsandbox.exceptions import SandboxCommandTimeoutError, SandboxError, SandboxExecutionError
@@ -18,6 +20,7 @@ from cwsandbox.wire.signals import signal_number
 if TYPE_CHECKING:
     from cwsandbox._client.stream import ClientStream
     from cwsandbox._core import SandboxCore
+    from cwsandbox._metrics import Metrics
     from cwsandbox._running import RunningCommand
     from cwsandbox.process import Process
     from cwsandbox.terminal import TerminalResult
@@ -29,16 +32,27 @@ R = TypeVar("R", "ProcessResult", "TerminalResult")
 
 
 class ExecStats:
-    """How the commands of one sandbox ended. Thread-safe."""
+    """How the commands of one sandbox ended. Thread-safe.
+
+    Attributes:
+        metrics: Of the session that counts them too, if one does.
+    """
+
+    _numbers = itertools.count()
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
-        self._counts = dict.fromkeys(("exec_count", "exec_completed_ok", "exec_completed_nonzero", "exec_failures"), 0)
+        self._counts = dict.fromkeys(("exec_count", *OUTCOMES), 0)
+        self._number = next(self._numbers)
+        self.metrics: Metrics | None = None
 
     def add(self, name: str) -> None:
-        """Count one."""
+        """Count one: `exec_count` when a command or shell begins, one of `OUTCOMES` when it ends."""
         with self._lock:
             self._counts[name] += 1
+        metrics = self.metrics
+        if metrics is not None and name in OUTCOMES:
+            metrics.exec_ended(self._number, name)
 
     def snapshot(self) -> dict[str, int]:
         """The counts now."""

@@ -13,12 +13,14 @@ from __future__ import annotations
 import enum
 import threading
 from datetime import UTC, datetime
+from time import monotonic
 from typing import TYPE_CHECKING
 
 from cwsandbox.exceptions import SandboxNotRunningError
 from cwsandbox.status import SandboxStatus
 
 if TYPE_CHECKING:
+    from cwsandbox._metrics import Metrics
     from cwsandbox.wire.resources import Sandbox as Record
 
 __all__ = ["Lifecycle", "Phase", "status_of"]
@@ -63,6 +65,7 @@ class Lifecycle:
         status: The last status; None before the start.
         status_updated_at: When `status` was last confirmed (aware, UTC).
         stop_owned: True once this object's own stop was accepted: a sandbox that then completes was terminated by us.
+        metrics: Of the session that wants to know how long the start takes, if one does.
     """
 
     def __init__(self) -> None:
@@ -72,7 +75,10 @@ class Lifecycle:
         self.status: SandboxStatus | None = None
         self.status_updated_at: datetime | None = None
         self.stop_owned = False
+        self.metrics: Metrics | None = None
         self._requested = False
+        self._requested_at: float | None = None
+        """On the monotonic clock; None once the start was measured, and for what was not started here."""
         self._sandbox_id: str | None = None
 
     @property
@@ -114,6 +120,7 @@ class Lifecycle:
             if self.phase is Phase.CANCELLED:
                 raise SandboxNotRunningError("the sandbox was stopped before it was started; make a new one")
             self._requested = True
+            self._requested_at = monotonic()
 
     def request_failed(self) -> None:
         """The start request came to nothing; another may be sent."""
@@ -148,6 +155,7 @@ class Lifecycle:
             if self.phase is Phase.STARTING:
                 self.phase, self.status = Phase.RUNNING, SandboxStatus.RUNNING
                 self.status_updated_at = datetime.now(UTC)
+                self._measure_start()
 
     def stopping(self) -> None:
         """Our stop was accepted."""
@@ -169,3 +177,11 @@ class Lifecycle:
         self.status_updated_at = datetime.now(UTC)
         if self._sandbox_id is None:
             self._sandbox_id = record.sandbox_id
+        if phase is Phase.RUNNING:
+            self._measure_start()
+
+    def _measure_start(self) -> None:
+        """It was seen to run: the first time ends the start, whether a session counts it or not."""
+        began, self._requested_at = self._requested_at, None
+        if began is not None and self.metrics is not None:
+            self.metrics.sandbox_started(monotonic() - began)

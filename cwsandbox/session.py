@@ -4,20 +4,24 @@ from __future__ import annotations
 
 import builtins
 import logging
+import operator
 import threading
 from functools import partial
 from typing import TYPE_CHECKING, Any, ParamSpec, Self, TypeVar
 
 import anyio
+import anyio.to_thread
 
 from cwsandbox._core import SandboxCore
 from cwsandbox._listing import ListQuery
+from cwsandbox._metrics import Metrics
 from cwsandbox._operate import SharedOperation, await_shielded, operate
 from cwsandbox._runtime.portal import portal_scope
 from cwsandbox._runtime.scope import Scope
 from cwsandbox._validate import check_strings
 from cwsandbox.defaults import SandboxDefaults
 from cwsandbox.exceptions import SandboxError
+from cwsandbox.integrations.wandb import WandbReporter
 from cwsandbox.options import Serialization
 from cwsandbox.sandbox import Sandbox
 
@@ -48,15 +52,26 @@ class Session:
     Under `async with` operations on its sandboxes run as tasks of the caller's own loop (asyncio or trio); under
     `with`, or without either, on the background thread. It may be entered in one task and left in another.
 
+    It counts its sandboxes and how their commands end (`get_metrics`), and logs that to the W&B run that the program
+    has, if it has one: when `log_metrics` is called, and when it is closed.
+
     Args:
         defaults: Values for its sandboxes; a mapping is read by `SandboxDefaults.from_dict`.
+        report_to: None or `["wandb"]` count and log; an empty list does neither. Other names are ignored with a warning
+            in the log.
 
     Raises:
-        TypeError: `defaults` is of another type.
+        TypeError: `defaults` is of another type, or `report_to` is not a list of strings.
     """
 
-    def __init__(self, defaults: SandboxDefaults | Mapping[str, Any] | None = None) -> None:
+    def __init__(
+        self,
+        defaults: SandboxDefaults | Mapping[str, Any] | None = None,
+        report_to: Sequence[str] | None = None,
+    ) -> None:
         self._defaults = SandboxDefaults.of(defaults)
+        self._metrics = Metrics() if _wants_reports(report_to) else None
+        self._reporter = WandbReporter()
         self._lock = threading.Lock()
         self._sandboxes: dict[int, Sandbox] = {}  # by object identity, strongly: what nobody else holds is stopped too
         self._closed = False
@@ -117,6 +132,7 @@ class Session:
             secrets=secrets,
         )
         self._register(sandbox)
+        self._count_created()
         return sandbox
 
     def function(
@@ -201,6 +217,7 @@ class Session:
         profile_ids: Sequence[str] | None = None,
         runner_ids: Sequence[str] | None = None,
         include_stopped: bool = False,
+        show_terminated: bool = False,
         adopt: bool = False,
     ) -> OperationRef[builtins.list[Sandbox]]:
         """The sandboxes that have the session's default tags and match all that is given, whoever started them.
@@ -211,6 +228,7 @@ class Session:
             profile_ids: Any of these profiles; default are the session's.
             runner_ids: Any of these runners; default are the session's.
             include_stopped: Also those that ended, as long as the gateway remembers them.
+            show_terminated: Another name for `include_stopped`.
             adopt: Stop what was found when the session is left.
 
         Raises:
@@ -222,7 +240,7 @@ class Session:
             status,
             self._defaults.profile_ids if profile_ids is None else profile_ids,
             self._defaults.runner_ids if runner_ids is None else runner_ids,
-            include_stopped,
+            include_stopped or show_terminated,
         )
         return self._finder().operate(self._list, query, adopt, name="list sandboxes")
 
@@ -240,18 +258,50 @@ class Session:
         return self._finder().operate(self._find, sandbox_id, adopt, name="find sandbox")
 
     def adopt(self, sandbox: Sandbox) -> None:
-        """Stop this sandbox, too, when the session is left.
+        """Stop this sandbox, too, when the session is left; its commands count for this session from now on.
+
+        A sandbox has one session: another one that held it lets go of it.
 
         Raises:
             SandboxError: The session is closed.
+            TypeError: Not a `Sandbox`.
             ValueError: The sandbox was not started, so there is nothing to stop.
         """
+        if not isinstance(sandbox, Sandbox):
+            raise TypeError(f"a Sandbox is adopted, not {type(sandbox).__name__}; from_id() adopts by id")
         if sandbox.sandbox_id is None:
             raise ValueError("the sandbox has no id: only sandboxes that were started can be adopted")
         self._register(sandbox)
 
+    def get_metrics(self) -> dict[str, Any]:
+        """What was counted since the session began, or since it was last logged with `reset`.
+
+        Returns:
+            Names beginning with `cwsandbox/` and their values; empty under `report_to=[]`. Rates, times and counts per
+            sandbox are there once they mean something.
+        """
+        return {} if self._metrics is None else self._metrics.values()
+
+    def log_metrics(self, step: int | None = None, *, reset: bool = True) -> bool:
+        """Log what `get_metrics` tells to the active W&B run. Blocks as `wandb.log` does, which is not for long.
+
+        Args:
+            step: The training step; None leaves it to wandb.
+            reset: Begin to count anew after it was logged. What could not be logged is kept in any case.
+
+        Returns:
+            False if it was not logged: no run, nothing to report, `report_to=[]`, or wandb refused.
+
+        Raises:
+            TypeError: `step` is not a whole number.
+        """
+        at = None if step is None else operator.index(step)
+        if self._metrics is None or not self._reporter.active:
+            return False
+        return self._metrics.report(partial(self._reporter.log, step=at), reset=reset)
+
     def close(self) -> OperationRef[None]:
-        """Stop all sandboxes of the session, at once; returns immediately.
+        """Stop all sandboxes of the session, at once, then log its metrics; returns immediately.
 
         Returns:
             A ref that resolves when all have ended; closing again joins the first closing. Cancelling whoever awaits it
@@ -265,7 +315,7 @@ class Session:
             self._closed = True
             if self._closing is None:
                 sandboxes, self._sandboxes = builtins.list(self._sandboxes.values()), {}
-                self._closing = SharedOperation(self._operations_scope, partial(_stop_all, sandboxes), "close session")
+                self._closing = SharedOperation(self._operations_scope, partial(self._end, sandboxes), "close session")
             closing = self._closing
         ref = operate(self._operations_scope, closing.join, name="close session")
         if self._at_exit is not None:
@@ -320,14 +370,32 @@ class Session:
         with self._lock:
             self._closed = True
             sandboxes, self._sandboxes = builtins.list(self._sandboxes.values()), {}
-        await _stop_all(sandboxes)
+        failure = await _stop_all(sandboxes)
+        self.log_metrics()  # Not in a thread: a program that ends starts none.
+        if failure is not None:
+            raise failure
+
+    async def _end(self, sandboxes: builtins.list[Sandbox]) -> None:
+        failure = await _stop_all(sandboxes)
+        if self._reporter.active:
+            await anyio.to_thread.run_sync(self.log_metrics)
+        if failure is not None:
+            raise failure
+
+    def _count_created(self) -> None:
+        """A sandbox was asked for on behalf of the session, by its user or by a remote function."""
+        if self._metrics is not None:
+            self._metrics.sandbox_created()
 
     def _register(self, sandbox: Sandbox) -> None:
         with self._lock:
             self._refuse_if_closed()
-            sandbox._session = self
+            before, sandbox._session = sandbox._session, self
             sandbox._core.belong_to(self._operations_scope)
+            sandbox._core.count_for(self._metrics)
             self._sandboxes[id(sandbox)] = sandbox
+        if before is not None and before is not self:
+            before._forget(sandbox)
 
     def _finder(self) -> SandboxCore:
         """What looks for sandboxes in the session's scope, so that what it finds can be used there."""
@@ -336,10 +404,14 @@ class Session:
         return finder
 
     async def _list(self, query: ListQuery, adopt: bool) -> builtins.list[Sandbox]:
+        if adopt:
+            self._refuse_if_closed()
         finder = self._finder()
         return [self._attach(record, finder, adopt) for record in await query.run(finder)]
 
     async def _find(self, sandbox_id: str, adopt: bool) -> Sandbox:
+        if adopt:
+            self._refuse_if_closed()
         finder = self._finder()
         return self._attach(await finder.get(sandbox_id), finder, adopt)
 
@@ -360,7 +432,8 @@ class Session:
             raise SandboxError("the session is closed; make a new Session")
 
 
-async def _stop_all(sandboxes: builtins.list[Sandbox]) -> None:
+async def _stop_all(sandboxes: builtins.list[Sandbox]) -> SandboxError | None:
+    """Stop all that can be stopped; the failures, if there are any, as one error."""
     errors: list[Exception] = []
 
     async def stop(sandbox: Sandbox) -> None:
@@ -372,9 +445,21 @@ async def _stop_all(sandboxes: builtins.list[Sandbox]) -> None:
     async with anyio.create_task_group() as tasks:
         for sandbox in sandboxes:
             tasks.start_soon(stop, sandbox)
-    if errors:
-        causes = ExceptionGroup("sandboxes could not be stopped", errors)
-        raise SandboxError(f"{len(errors)} of {len(sandboxes)} sandboxes could not be stopped") from causes
+    if not errors:
+        return None
+    failure = SandboxError(f"{len(errors)} of {len(sandboxes)} sandboxes could not be stopped: {errors[0]}")
+    failure.__cause__ = ExceptionGroup("sandboxes could not be stopped", errors)
+    return failure
+
+
+def _wants_reports(report_to: Sequence[str] | None) -> bool:
+    """Whether a session reports at all; says what it does not report to."""
+    names = check_strings(report_to, "report_to")
+    if names is None:
+        return True
+    if unknown := [name for name in names if name != "wandb"]:
+        logger.warning('report_to: %s ignored; the only reporter is "wandb"', ", ".join(map(repr, unknown)))
+    return "wandb" in names
 
 
 def _leave_failed(error: Exception, *, body: BaseException | None) -> None:
