@@ -11,6 +11,7 @@ import anyio
 
 from cwsandbox._client.stream import Exited
 from cwsandbox._metrics import OUTCOMES
+from cwsandbox._runtime.latch import Latch
 from cwsandbox._stream_operation import StreamOperation
 from cwsandbox._text import short_repr
 from cwsandbox.exceptions import SandboxCommandTimeoutError, SandboxError, SandboxExecutionError
@@ -44,15 +45,31 @@ class ExecStats:
         self._lock = threading.Lock()
         self._counts = dict.fromkeys(("exec_count", *OUTCOMES), 0)
         self._number = next(self._numbers)
+        self._running = 0
+        self._idle = Latch()
+        """Set when the last one that ran has ended; a new one is made then."""
         self.metrics: Metrics | None = None
 
     def add(self, name: str) -> None:
         """Count one: `exec_count` when a command or shell begins, one of `OUTCOMES` when it ends."""
-        with self._lock:
-            self._counts[name] += 1
         metrics = self.metrics
         if metrics is not None and name in OUTCOMES:
             metrics.exec_ended(self._number, name)
+        with self._lock:
+            self._counts[name] += 1
+            self._running += -1 if name in OUTCOMES else 1
+            if self._running:
+                return
+            idle, self._idle = self._idle, Latch()
+        idle.set()
+
+    async def wait_idle(self) -> None:
+        """Wait until everything that has begun was counted as ended. Any loop."""
+        with self._lock:
+            if not self._running:
+                return
+            idle = self._idle
+        await idle.wait()
 
     def snapshot(self) -> dict[str, int]:
         """The counts now."""
