@@ -134,7 +134,8 @@ class Session:
             secrets=secrets,
         )
         self._register(sandbox)
-        self._count_created()
+        if self._metrics is not None:
+            self._metrics.sandbox_created()
         return sandbox
 
     def function(
@@ -387,11 +388,6 @@ class Session:
             await anyio.to_thread.run_sync(self.log_metrics)
         if failure is not None:
             raise failure
-
-    def _count_created(self) -> None:
-        """A sandbox was asked for on behalf of the session, by its user or by a remote function."""
-        if self._metrics is not None:
-            self._metrics.sandbox_created()
 
     def _register(self, sandbox: Sandbox) -> None:
         with self._lock:

@@ -204,7 +204,7 @@ def test_s107_every_command_counts_once_however_it_ends(home_folder: Path) -> No
             sandbox.exec(["true"]).result()
             assert counts(session)["executions"] == expected  # Counted before result() returns.
         assert list(sandbox.exec(["echo", "streamed"]).stdout) == ["streamed\n"]
-        other.exec(["false"]).result()
+        assert other.shell(["sh", "-c", "exit 3"]).result().returncode == 3
         with pytest.raises(SandboxExecutionError):
             sandbox.exec(["false"], check=True).result()
         with pytest.raises(SandboxTimeoutError):
@@ -229,6 +229,19 @@ def test_s107_every_command_counts_once_however_it_ends(home_folder: Path) -> No
             "min_execs_per_sandbox": 1,
             "max_execs_per_sandbox": 6,
         }
+
+
+@pytest.mark.row("S107")
+def test_s107_a_remote_function_counts_its_sandbox_and_its_command(home_folder: Path) -> None:
+    with Session() as session:
+
+        @session.function()
+        def add(x: int, y: int) -> int:
+            return x + y
+
+        assert add.remote(2, 3).result() == 5
+        found = counts(session)
+        assert [found[name] for name in ("sandboxes_created", "exec_completed_ok", "startup_count")] == [1, 1, 1]
 
 
 @pytest.mark.row("S107")
