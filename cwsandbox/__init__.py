@@ -17,6 +17,21 @@ from cwsandbox._version import __version__
 if TYPE_CHECKING:
     from cwsandbox._runtime.operation import OperationRef as OperationRef
     from cwsandbox.defaults import SandboxDefaults as SandboxDefaults
+    from cwsandbox.discovery import EgressMode as EgressMode
+    from cwsandbox.discovery import Profile as Profile
+    from cwsandbox.discovery import Runner as Runner
+    from cwsandbox.discovery import RunnerResources as RunnerResources
+    from cwsandbox.discovery import ServiceExposureMode as ServiceExposureMode
+    from cwsandbox.discovery import format_bytes as format_bytes
+    from cwsandbox.discovery import format_cpu as format_cpu
+    from cwsandbox.discovery import get_profile as get_profile
+    from cwsandbox.discovery import get_profile_async as get_profile_async
+    from cwsandbox.discovery import get_runner as get_runner
+    from cwsandbox.discovery import get_runner_async as get_runner_async
+    from cwsandbox.discovery import list_profiles as list_profiles
+    from cwsandbox.discovery import list_profiles_async as list_profiles_async
+    from cwsandbox.discovery import list_runners as list_runners
+    from cwsandbox.discovery import list_runners_async as list_runners_async
     from cwsandbox.exceptions import AsyncFunctionError as AsyncFunctionError
     from cwsandbox.exceptions import CWSandboxAuthenticationError as CWSandboxAuthenticationError
     from cwsandbox.exceptions import CWSandboxError as CWSandboxError
@@ -32,6 +47,7 @@ if TYPE_CHECKING:
     from cwsandbox.exceptions import SandboxFileError as SandboxFileError
     from cwsandbox.exceptions import SandboxNotFoundError as SandboxNotFoundError
     from cwsandbox.exceptions import SandboxNotRunningError as SandboxNotRunningError
+    from cwsandbox.exceptions import SandboxRefusedError as SandboxRefusedError
     from cwsandbox.exceptions import SandboxRequestTimeoutError as SandboxRequestTimeoutError
     from cwsandbox.exceptions import SandboxResourceExhaustedError as SandboxResourceExhaustedError
     from cwsandbox.exceptions import SandboxTerminatedError as SandboxTerminatedError
@@ -58,6 +74,23 @@ if TYPE_CHECKING:
 _HOMES = {
     "cwsandbox._runtime.operation": ("OperationRef",),
     "cwsandbox.defaults": ("SandboxDefaults",),
+    "cwsandbox.discovery": (
+        "EgressMode",
+        "Profile",
+        "Runner",
+        "RunnerResources",
+        "ServiceExposureMode",
+        "format_bytes",
+        "format_cpu",
+        "get_profile",
+        "get_profile_async",
+        "get_runner",
+        "get_runner_async",
+        "list_profiles",
+        "list_profiles_async",
+        "list_runners",
+        "list_runners_async",
+    ),
     "cwsandbox.exceptions": (
         "AsyncFunctionError",
         "CWSandboxAuthenticationError",
@@ -74,6 +107,7 @@ _HOMES = {
         "SandboxFileError",
         "SandboxNotFoundError",
         "SandboxNotRunningError",
+        "SandboxRefusedError",
         "SandboxRequestTimeoutError",
         "SandboxResourceExhaustedError",
         "SandboxTerminatedError",

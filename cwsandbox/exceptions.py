@@ -14,6 +14,7 @@
         SandboxExecutionError               .exec_result .exception_type .exception_message
         SandboxFileError                    .filepath
         SandboxResourceExhaustedError
+        SandboxRefusedError
       DiscoveryError
         RunnerNotFoundError                 .runner_id
         ProfileNotFoundError                .profile_name .runner_id
@@ -51,6 +52,7 @@ __all__ = [
     "SandboxFileError",
     "SandboxNotFoundError",
     "SandboxNotRunningError",
+    "SandboxRefusedError",
     "SandboxRequestTimeoutError",
     "SandboxResourceExhaustedError",
     "SandboxTerminatedError",
@@ -132,6 +134,14 @@ class SandboxFailedError(SandboxError):
 
 class SandboxResourceExhaustedError(SandboxError):
     """A limit of the server or of the sandbox was reached."""
+
+
+class SandboxRefusedError(SandboxError):
+    """The gateway does not do what was asked for: the message names the option, and what to do instead.
+
+    Repeating the request changes nothing. `reason` says which kind: an option that is not offered, more than the
+    machine or the profile has, an unknown runner or profile, a value that cannot be meant.
+    """
 
 
 class SandboxNotFoundError(SandboxError):

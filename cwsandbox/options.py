@@ -10,7 +10,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from cwsandbox._quantity import parse_quantity
+from cwsandbox.wire.quantity import parse_quantity
 
 __all__ = [
     "NetworkOptions",

@@ -331,6 +331,16 @@ class Sandbox:
         return cast("str | None", self._core.reported("isolation"))
 
     @property
+    def limit_holds(self) -> dict[str, str] | None:
+        """How its limits are held: keys "processes", and "cpu" and "memory" where they are limited.
+
+        "sandbox": the sandbox as a whole cannot exceed it. "process": each of its processes cannot. "none": nothing
+        holds it on this machine. None before the start.
+        """
+        holds = self._core.reported("limit_holds")
+        return {name: hold.value for name, hold in holds.items()} if holds else None
+
+    @property
     def resource_limits(self) -> dict[str, str] | None:
         """Limits in force: keys cpu, memory."""
         return self._amounts("limits")

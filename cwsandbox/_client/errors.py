@@ -15,6 +15,7 @@ from cwsandbox.exceptions import (
     SandboxFileError,
     SandboxNotFoundError,
     SandboxNotRunningError,
+    SandboxRefusedError,
     SandboxRequestTimeoutError,
     SandboxResourceExhaustedError,
     SandboxUnavailableError,
@@ -46,6 +47,13 @@ _BY_REASON: dict[str, type[CWSandboxError]] = {
     Reason.FILE_PERMISSION_DENIED: SandboxFileError,
     Reason.FILE_TOO_LARGE: SandboxFileError,
     Reason.FILE_TRUNCATED: SandboxFileError,
+    Reason.INVALID_ARGUMENT: SandboxRefusedError,
+    Reason.NOT_IMPLEMENTED: SandboxRefusedError,
+    Reason.RESOURCE_CEILING_EXCEEDED: SandboxRefusedError,
+    Reason.NO_SUITABLE_RUNNER: SandboxRefusedError,
+    Reason.PLACEMENT_REJECTED: SandboxRefusedError,
+    Reason.PLACEMENT_CONSTRAINT_UNSATISFIED: SandboxRefusedError,
+    Reason.SECRET_STORE_NOT_PROVISIONED: SandboxRefusedError,
 }
 
 

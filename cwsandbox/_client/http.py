@@ -19,6 +19,7 @@ import attrs
 from attrs import frozen
 
 from cwsandbox._client.errors import TransportError, bad_answer, request_timed_out, status_error, unreachable
+from cwsandbox._client.paging import read_pages
 from cwsandbox.exceptions import SandboxNotFoundError
 from cwsandbox.wire import codec
 from cwsandbox.wire.errors import Status, WireError
@@ -28,6 +29,7 @@ if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Sequence
     from typing import TypeVar
 
+    from cwsandbox._client.paging import Params
     from cwsandbox.exceptions import CWSandboxError
     from cwsandbox.wire.resources import State
 
@@ -90,6 +92,7 @@ class _Call:
         content: The body.
         sandbox_id: The sandbox it is about, for its errors.
         again: Parameters to add once an earlier try may have been carried out.
+        translate: Makes the exception for a refusal; None is that for sandboxes.
     """
 
     what: str
@@ -99,6 +102,7 @@ class _Call:
     content: bytes | None = None
     sandbox_id: str | None = None
     again: tuple[tuple[str, str], ...] = ()
+    translate: Callable[[Status], CWSandboxError] | None = None
 
 
 class Api:
@@ -193,16 +197,14 @@ class Api:
             params.append(("state", state.value))
         if show_terminated:
             params.append(("showTerminated", "true"))
-        found: Sandboxes = []
-        token = ""
         ends = anyio.current_time() + timeout
-        while True:
-            call = _Call("list", "GET", "/v1/sandboxes", (*params, ("pageToken", token)) if token else tuple(params))
+
+        async def fetch(token: Params) -> tuple[Sequence[Sandbox], str]:
+            call = _Call("list", "GET", "/v1/sandboxes", (*params, *token))
             page = await self._perform(call, max(0.0, ends - anyio.current_time()), _PAGE)
-            found += page.sandboxes
-            token = page.next_page_token
-            if not token:
-                return found
+            return page.sandboxes, page.next_page_token
+
+        return await read_pages(fetch)
 
     async def stop(
         self, sandbox_id: str, *, grace_period_seconds: float, snapshot_on_stop: bool = False, timeout: float
@@ -257,6 +259,32 @@ class Api:
         record = await self._perform(call, timeout, _SANDBOX)
         return record if record.sandbox_id else None
 
+    async def read(
+        self,
+        what: str,
+        path: str,
+        params: Params,
+        decode: Callable[[bytes], T],
+        *,
+        translate: Callable[[Status], CWSandboxError],
+        timeout: float,
+    ) -> T:
+        """Read what is no sandbox.
+
+        Args:
+            what: Its name in messages.
+            path: The path, quoted.
+            params: The query.
+            decode: Makes a model of the body.
+            translate: Makes the exception for a refusal.
+            timeout: See the class.
+
+        Raises:
+            CWSandboxError: What `translate` made.
+            SandboxError: As in `create`: no answer, none in time, or one that makes no sense.
+        """
+        return await self._perform(_Call(what, "GET", path, tuple(params), translate=translate), timeout, decode)
+
     async def gateway_info(self, *, timeout: float) -> GatewayInfo:
         """Ask the gateway about itself.
 
@@ -303,7 +331,7 @@ class Api:
                 else:
                     if reply.status < 300:
                         return self._decode(reply, decode)
-                    failure = refusal(reply, call.sandbox_id)
+                    failure = refusal(reply, call.sandbox_id, call.translate)
                     if reply.status != _UNAVAILABLE or failure.retry_delay is None:
                         raise failure
             assert failure is not None
@@ -339,18 +367,24 @@ def read_gateway_info(content: bytes) -> GatewayInfo:
     return GatewayInfo.from_json({name: value for name, value in document.items() if name in _INFO_NAMES})
 
 
-def refusal(reply: Reply, sandbox_id: str | None = None) -> CWSandboxError:
+def refusal(
+    reply: Reply,
+    sandbox_id: str | None = None,
+    translate: Callable[[Status], CWSandboxError] | None = None,
+) -> CWSandboxError:
     """Make the exception for an answer that is not a success.
 
     Args:
         reply: The answer; a body that is no status, such as a proxy's page, is ignored.
         sandbox_id: The sandbox that was asked for, if one was.
+        translate: Makes the exception, where it is not about sandboxes.
     """
     try:
         document = json.loads(reply.content)
     except ValueError:
         document = None
-    return status_error(Status.from_json(document, reply.status), sandbox_id=sandbox_id)
+    status = Status.from_json(document, reply.status)
+    return status_error(status, sandbox_id=sandbox_id) if translate is None else translate(status)
 
 
 def _sandbox_path(sandbox_id: str) -> str:

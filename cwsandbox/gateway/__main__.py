@@ -27,6 +27,9 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--isolation", default="auto", choices=["auto", "namespaces", "process"], help="what is required"
     )
+    parser.add_argument(
+        "--config", default="", help="the configuration file; default $CWSANDBOX_CONFIG or the XDG config folder's"
+    )
     parser.add_argument("--log-file", default="", help="instead of stderr")
     return parser
 

@@ -1,39 +1,57 @@
 """What a gateway accepts: a specification becomes what its runner is asked for, or is refused by name.
 
-Nothing is ever ignored in silence: a parameter that cannot be honoured here is an error, not a weaker sandbox.
+Nothing is ever ignored in silence: a parameter that cannot be honoured here is an error, or a weaker hold that the
+sandbox tells of.
 """
 
 from __future__ import annotations
 
 import posixpath
-import re
-from decimal import Decimal, InvalidOperation
 from typing import TYPE_CHECKING, Final
 
+import attrs
+from attrs import frozen
+
+from cwsandbox.gateway import limits
+from cwsandbox.gateway.config import DEFAULT_PROFILE
 from cwsandbox.gateway.errors import StatusError, error, invalid
-from cwsandbox.runners.base import BoxSpec, FileMount, Limits
+from cwsandbox.runners.base import BoxSpec, FileMount, ImageNotFoundError, IsolationUnavailableError, RunnerError
 from cwsandbox.wire.errors import Code, Reason
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from cwsandbox.gateway.config import Configuration, Profile
     from cwsandbox.gateway.network import Network
     from cwsandbox.runners.base import Capabilities, Runner
-    from cwsandbox.wire.resources import Container, ResourceRequirements, Resources, SandboxSpec
+    from cwsandbox.wire.resources import Container, LimitHold, SandboxSpec
 
 _LIFETIME_SECONDS: Final = 30 * 24 * 3600
 _TAGS: Final = 64
 _TAG_BYTES: Final = 256
 
-_QUANTITY: Final = re.compile(r"(?P<number>\d{1,18}(?:\.\d{1,9})?(?:[eE][+-]?\d{1,2})?)(?P<unit>[KMGTPE]i|[mkMGTPE]|)")
-_UNITS: Final = {
-    "": Decimal(1),
-    "m": Decimal("0.001"),
-    **{letter: Decimal(1000) ** power for power, letter in enumerate("kMGTPE", 1)},
-    **{f"{letter}i": Decimal(1024) ** power for power, letter in enumerate("KMGTPE", 1)},
-}
+
+@frozen
+class Admission:
+    """What a create leads to.
+
+    Attributes:
+        spec: The specification as it takes effect: what was sent, filled up with the profile's values.
+        box: What to ask the runner for.
+        profile_id: The profile it runs with.
+        limit_holds: How each of its limits is held.
+    """
+
+    spec: SandboxSpec
+    box: BoxSpec
+    profile_id: str
+    limit_holds: Mapping[str, LimitHold]
 
 
-def admit(sandbox_id: str, spec: SandboxSpec, runner: Runner, network: Network) -> BoxSpec:
-    """Return what to ask the runner for.
+def admit(
+    sandbox_id: str, spec: SandboxSpec, runner: Runner, network: Network, configuration: Configuration
+) -> Admission:
+    """Return what takes effect; of several profiles the first that allows what is asked for.
 
     Raises:
         StatusError: INVALID_ARGUMENT for what is wrong anywhere, UNIMPLEMENTED for what this runner cannot do,
@@ -48,34 +66,98 @@ def admit(sandbox_id: str, spec: SandboxSpec, runner: Runner, network: Network) 
         raise invalid(f"spec.maxLifetimeSeconds must be at most {_LIFETIME_SECONDS} (30 days)")
     if len(spec.tags) > _TAGS or any(len(tag.encode()) > _TAG_BYTES for tag in spec.tags):
         raise invalid(f"spec.tags may have {_TAGS} tags of {_TAG_BYTES} bytes each")
-    _check_placement(spec, runner.runner_id)
     if spec.s3_mount is not None:
-        raise _missing("S3 mounts")
+        raise _missing("S3 mounts", "fetch the objects from inside, or give files with mounted_files or write_file")
     _check_container(container)
-    return BoxSpec(
+    _check_placement(spec, runner.runner_id, configuration)
+    refusal: StatusError | None = None
+    for name in spec.profile_ids or (DEFAULT_PROFILE,):
+        try:
+            return _admit_with(
+                name, configuration.profiles[name], sandbox_id=sandbox_id, spec=spec, runner=runner, network=network
+            )
+        except StatusError as problem:
+            refusal = refusal or problem
+    assert refusal is not None
+    raise refusal
+
+
+def _admit_with(
+    name: str, profile: Profile, *, sandbox_id: str, spec: SandboxSpec, runner: Runner, network: Network
+) -> Admission:
+    capabilities = runner.capabilities()
+    if profile.isolation and capabilities.healthy and capabilities.isolation != profile.isolation:
+        raise error(
+            Code.FAILED_PRECONDITION,
+            f"the profile {name!r} wants isolation {profile.isolation!r}, and this machine gives sandboxes "
+            f"{str(capabilities.isolation)!r}; choose another profile, or another machine",
+            Reason.NO_SUITABLE_RUNNER,
+        )
+    has = offered(profile, capabilities)
+    if not has.egress_modes:
+        raise _missing(f"an egress mode that the profile {name!r} allows", "choose another profile")
+    wanted = limits.requirements(spec.containers[0], profile.limits, capabilities)
+    upper = limits.limits_of(wanted, profile.limits)
+    container = attrs.evolve(spec.containers[0], resources=None, resource_requirements=wanted)
+    lifetime = spec.max_lifetime_seconds or profile.max_lifetime_seconds
+    if 0 < profile.max_lifetime_seconds < lifetime:
+        raise invalid(
+            f"a lifetime of {lifetime:g} s is more than the {profile.max_lifetime_seconds:g} s of the profile {name!r}",
+            Reason.RESOURCE_CEILING_EXCEEDED,
+        )
+    box = BoxSpec(
         sandbox_id=sandbox_id,
         argv=(container.command, *container.args),
         image=container.image,
         env=dict(container.environment_variables),
         files=tuple(FileMount(file.path, file.content) for file in container.files),
-        limits=_limits(container, runner.capabilities()),
-        network=network.plan(spec, runner.capabilities()),
+        limits=upper,
+        requests=limits.requests_of(wanted),
+        network=network.plan(spec, has),
     )
+    _check_runner(runner, box)
+    effective = attrs.evolve(spec, containers=(container,), max_lifetime_seconds=lifetime)
+    return Admission(effective, box, name, limits.holds(upper, capabilities, strict=profile.strict_limits))
 
 
-def _check_placement(spec: SandboxSpec, runner_id: str) -> None:
-    if spec.runner_ids and runner_id not in spec.runner_ids:
-        raise error(
-            Code.FAILED_PRECONDITION,
-            f"none of the runners {', '.join(spec.runner_ids)} is here; this gateway has {runner_id}",
-            Reason.NO_SUITABLE_RUNNER,
-        )
-    if spec.profile_ids:
-        raise error(
-            Code.FAILED_PRECONDITION,
-            f"none of the profiles {', '.join(spec.profile_ids)} is here; this gateway has no profiles",
-            Reason.NO_SUITABLE_RUNNER,
-        )
+def _check_runner(runner: Runner, box: BoxSpec) -> None:
+    try:
+        runner.check(box)
+    except ImageNotFoundError as problem:
+        raise error(Code.UNIMPLEMENTED, str(problem), Reason.NOT_IMPLEMENTED) from problem
+    except IsolationUnavailableError as problem:
+        raise error(Code.FAILED_PRECONDITION, str(problem), Reason.NO_SUITABLE_RUNNER) from problem
+    except RunnerError as problem:
+        raise error(Code.FAILED_PRECONDITION, str(problem), Reason.PLACEMENT_REJECTED) from problem
+
+
+def _check_placement(spec: SandboxSpec, runner_id: str, configuration: Configuration) -> None:
+    """Every id must be known: one that is not is a mistake, whatever the others are."""
+    for kind, ids, known in (
+        ("runner", spec.runner_ids, (runner_id,)),
+        ("profile", spec.profile_ids, tuple(configuration.profiles)),
+    ):
+        for name in ids:
+            if name not in known:
+                raise error(
+                    Code.FAILED_PRECONDITION,
+                    f"there is no {kind} {name!r} here; this gateway has {', '.join(known)}",
+                    Reason.NO_SUITABLE_RUNNER,
+                    {f"{kind}Id": name},
+                )
+
+
+def offered(profile: Profile, capabilities: Capabilities) -> Capabilities:
+    """Return the runner's capabilities as far as the profile allows them, its modes in the profile's order."""
+
+    def both(there: tuple[str, ...], allowed: tuple[str, ...] | None) -> tuple[str, ...]:
+        return there if allowed is None else tuple(mode for mode in allowed if mode in there)
+
+    return attrs.evolve(
+        capabilities,
+        egress_modes=both(capabilities.egress_modes, profile.egress_modes),
+        ingress_modes=both(capabilities.ingress_modes, profile.service_exposure_modes),
+    )
 
 
 def _check_container(container: Container) -> None:
@@ -96,56 +178,12 @@ def _check_container(container: Container) -> None:
     if container.secret_stores:
         raise error(
             Code.FAILED_PRECONDITION,
-            f"this gateway has no secret stores, so not {container.secret_stores[0].store_name!r} either",
+            f"this gateway has no secret stores, so not {container.secret_stores[0].store_name!r} either; give the "
+            "value to the commands that need it, with exec(env=...)",
             Reason.SECRET_STORE_NOT_PROVISIONED,
         )
     if container.working_dir:
         raise _missing("a working directory for the main command")
-
-
-def _limits(container: Container, capabilities: Capabilities) -> Limits:
-    """Return the upper bounds that the box gets; what was requested only has to fit the machine."""
-    if container.resources is not None and container.resource_requirements is not None:
-        raise invalid("resources and resourceRequirements exclude each other")
-    requirements = container.resource_requirements
-    sides = [container.resources, *_sides(requirements)]
-    if any(side is not None and side.gpu is not None for side in sides):
-        raise _missing("GPUs")
-    memory = cpu = None
-    for side in sides:
-        if side is None:
-            continue
-        # Limits come last and win over requests.
-        memory = _amount(side.memory, 1, "memory", capabilities.memory_bytes, capabilities) or memory
-        cpu = _amount(side.cpu, 1000, "cpu", capabilities.cpu_millicores, capabilities) or cpu
-    return Limits(memory_bytes=memory, cpu_millicores=cpu)
-
-
-def _sides(requirements: ResourceRequirements | None) -> tuple[Resources | None, ...]:
-    return () if requirements is None else (requirements.requests, requirements.limits)
-
-
-def _amount(text: str, scale: int, name: str, most: int, capabilities: Capabilities) -> int | None:
-    if not text:
-        return None
-    if name not in capabilities.enforced_limits:
-        raise _missing(f"{name} limits", "the kernel cannot enforce them for a sandbox here")
-    amount = int(_quantity(text, name) * scale)
-    if amount <= 0:
-        raise invalid(f"{name} must be more than nothing")
-    if amount > most:
-        raise invalid(f"{name} {text!r} is more than this machine has", Reason.RESOURCE_CEILING_EXCEEDED)
-    return amount
-
-
-def _quantity(text: str, name: str) -> Decimal:
-    match = _QUANTITY.fullmatch(text.strip())
-    if match is None or (match["unit"] and "e" in match["number"].lower()):
-        raise invalid(f"{name} {text!r} is not a quantity such as 500m or 1Gi")
-    try:
-        return Decimal(match["number"]) * _UNITS[match["unit"]]
-    except InvalidOperation:
-        raise invalid(f"{name} {text!r} is out of range") from None
 
 
 def _missing(what: str, detail: str = "") -> StatusError:

@@ -19,7 +19,7 @@ from starlette.responses import Response
 from starlette.routing import Route
 
 from cwsandbox._version import __version__
-from cwsandbox.gateway import records
+from cwsandbox.gateway import discovery, records
 from cwsandbox.gateway.connection import Connection
 from cwsandbox.gateway.errors import StatusError, error, invalid
 from cwsandbox.gateway.params import Query
@@ -27,7 +27,7 @@ from cwsandbox.gateway.registry import PeerProcess
 from cwsandbox.wire import codec, openapi
 from cwsandbox.wire.errors import Code, ProtocolError, Reason, Status, WireError
 from cwsandbox.wire.frames import PROTOCOL_VERSION
-from cwsandbox.wire.resources import GatewayInfo, ListSandboxesResponse, Sandbox, StopSandboxRequest
+from cwsandbox.wire.resources import GatewayInfo, ListSandboxesResponse, Message, Sandbox, StopSandboxRequest
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
@@ -86,6 +86,10 @@ def make_app(gateway: Gateway) -> ASGIApp:
             route("POST", "/v1/sandboxes/{sandbox_id}:stop", _stop),
             route("GET", "/v1/sandboxes/{sandbox_id}", _get),
             route("DELETE", "/v1/sandboxes/{sandbox_id}", _delete),
+            route("GET", "/v1/availableRunners", _list_runners),
+            route("GET", "/v1/organizations/{organization_id}/availableRunners/{runner_id}", _get_runner),
+            route("GET", "/v1/profiles", _list_profiles),
+            route("GET", "/v1/profiles/{profile_name}", _get_profile),
             route("GET", "/v1/gateway", _info),
             route("POST", "/v1/gateway:shutdown", _shut_down),
             route("GET", "/openapi.json", _openapi),
@@ -178,6 +182,28 @@ async def _delete(gateway: Gateway, principal: str, request: Request) -> Sandbox
             return {}
         raise
     return records.to_resource(sandbox.record)
+
+
+async def _list_runners(gateway: Gateway, principal: str, request: Request) -> Message:
+    filters = ("runnerGroupId", "profileName", "gpuType", "architecture", "healthyOnly")
+    query = Query(request.query_params, *filters, "view", "pageSize", "pageToken")
+    return discovery.list_runners(gateway.service, query)
+
+
+async def _get_runner(gateway: Gateway, principal: str, request: Request) -> Message:
+    path = request.path_params
+    query = Query(request.query_params, "view")
+    return discovery.get_runner(gateway.service, path["organization_id"], path["runner_id"], query)
+
+
+async def _list_profiles(gateway: Gateway, principal: str, request: Request) -> Message:
+    query = Query(request.query_params, "gpuType", "architecture", "runnerId", "pageSize", "pageToken")
+    return discovery.list_profiles(gateway.service, query)
+
+
+async def _get_profile(gateway: Gateway, principal: str, request: Request) -> Message:
+    query = Query(request.query_params, "runnerId")
+    return discovery.get_profile(gateway.service, request.path_params["profile_name"], query)
 
 
 async def _info(gateway: Gateway, principal: str, request: Request) -> GatewayInfo:

@@ -24,6 +24,7 @@ from attrs import frozen
 
 from cwsandbox._version import __version__
 from cwsandbox.gateway.auth import PeerAuthenticator
+from cwsandbox.gateway.config import find_configuration
 from cwsandbox.gateway.keyfile import KeyFileAuthenticator
 from cwsandbox.gateway.reaper import reap
 from cwsandbox.gateway.service import Directories, Limits, Service
@@ -68,6 +69,7 @@ class Options:
         grace_seconds: How long a client that was lost may come back.
         isolation: The level that is required; "auto" takes the best there is.
         log_file: Where to log; "" is stderr.
+        config: The configuration file; "" looks in the usual places (`config.find_configuration`).
     """
 
     state_dir: str
@@ -84,6 +86,7 @@ class Options:
     grace_seconds: float = 30.0
     isolation: Literal["auto", "namespaces", "process"] = "auto"
     log_file: str = ""
+    config: str = ""
 
     @property
     def embedded(self) -> bool:
@@ -162,11 +165,14 @@ async def _serve(options: Options, ending: anyio.Event) -> None:
 async def _open_service(options: Options) -> AsyncIterator[tuple[LocalRunner, Service]]:
     from cwsandbox.runners.local.runner import LocalRunner
 
+    configuration = find_configuration(options.config, os.environ)
     limits = Limits(idle_seconds=options.sandbox_idle_seconds or None, grace_seconds=options.grace_seconds)
     async with (
         Store.open(os.path.join(options.state_dir, "sandboxes.sqlite")) as store,
         LocalRunner(Path(options.state_dir), Path(options.runtime_dir), isolation=options.isolation) as runner,
-        Service.open(runner, store, Directories(os.path.join(options.state_dir, "logs")), limits) as service,
+        Service.open(
+            runner, store, Directories(os.path.join(options.state_dir, "logs")), limits, configuration=configuration
+        ) as service,
         anyio.create_task_group() as tasks,
     ):
         tasks.start_soon(reap, service)

@@ -15,7 +15,7 @@ from cwsandbox.gateway.errors import invalid
 from cwsandbox.gateway.lifecycle import TERMINAL
 from cwsandbox.gateway.sandbox import Record
 from cwsandbox.wire import codec
-from cwsandbox.wire.resources import Container, ExposedPort, Sandbox, SandboxSpec, SandboxStatus, State
+from cwsandbox.wire.resources import Container, ExposedPort, LimitHold, Sandbox, SandboxSpec, SandboxStatus, State
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -56,6 +56,9 @@ def to_resource(record: Record) -> Sandbox:
             end_time=record.end_time,
             exit_code=record.exit_code,
             runner_id=record.runner_id,
+            runner_group_id=record.runner_group_id,
+            profile_id=record.profile_id,
+            limit_holds=record.limit_holds,
             isolation=record.isolation,
             effective_max_lifetime_seconds=spec.max_lifetime_seconds,
             effective_resource_requirements=spec.containers[0].resource_requirements,
@@ -73,6 +76,7 @@ def to_json(record: Record) -> str:
     body["spec"] = record.spec.to_json()
     body["state"] = record.state.value
     body["endpoints"] = [endpoint.to_json() for endpoint in record.endpoints]
+    body["limit_holds"] = {name: hold.value for name, hold in record.limit_holds.items()}
     for name in _TIMES:
         moment: datetime | None = body[name]
         body[name] = moment.isoformat() if moment is not None else None
@@ -90,6 +94,7 @@ def from_json(text: str) -> Record:
         body["spec"] = SandboxSpec.from_json(body["spec"])
         body["state"] = State(body["state"])
         body["endpoints"] = tuple(ExposedPort.from_json(endpoint) for endpoint in body.get("endpoints", ()))
+        body["limit_holds"] = {name: LimitHold(hold) for name, hold in body.get("limit_holds", {}).items()}
         for name in _TIMES:
             body[name] = datetime.fromisoformat(body[name]) if body[name] is not None else None
         return Record(**body)
@@ -149,7 +154,7 @@ class ListFilter:
         return (
             set(self.tags) <= set(spec.tags)
             and (not self.runner_ids or record.runner_id in self.runner_ids)
-            and (not self.profile_ids or not set(self.profile_ids).isdisjoint(spec.profile_ids))
+            and (not self.profile_ids or record.profile_id in self.profile_ids)
         )
 
 

@@ -9,7 +9,7 @@ from time import monotonic
 from typing import TYPE_CHECKING
 
 import anyio
-from attrs import define
+from attrs import define, field
 
 from cwsandbox.gateway.lifecycle import TERMINAL, Trigger, next_state
 from cwsandbox.gateway.pulse import Pulse
@@ -17,13 +17,13 @@ from cwsandbox.runners.base import BoxGoneError, RunnerError
 from cwsandbox.wire.resources import State
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Mapping
     from types import TracebackType
 
     from cwsandbox.gateway.mainlog import MainLog
     from cwsandbox.gateway.network import SandboxNetwork
     from cwsandbox.runners.base import Box, BoxSpec, ExitStatus, Runner
-    from cwsandbox.wire.resources import ExposedPort, SandboxSpec
+    from cwsandbox.wire.resources import ExposedPort, LimitHold, SandboxSpec
 
 _log = logging.getLogger(__name__)
 
@@ -41,10 +41,11 @@ class Record:
         sequence: Grows with every sandbox of this gateway; the order of lists.
         principal: Who created it and alone may see it.
         fingerprint: A hash of the specification as it was sent, to recognise a repeated create.
-        spec: The specification without environment values and file contents.
+        spec: The specification as it took effect, without environment values and file contents.
         ingress_mode: Who can reach the exposed ports; "" where there are none.
         egress_mode: What the sandbox can reach.
         endpoints: Where the exposed ports are to be found.
+        limit_holds: How each of its limits is held.
     """
 
     sandbox_id: str
@@ -64,6 +65,9 @@ class Record:
     ingress_mode: str = ""
     egress_mode: str = ""
     endpoints: tuple[ExposedPort, ...] = ()
+    runner_group_id: str = ""
+    profile_id: str = ""
+    limit_holds: Mapping[str, LimitHold] = field(factory=dict)
 
 
 @define(eq=False)

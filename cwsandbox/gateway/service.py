@@ -22,6 +22,7 @@ from attrs import frozen
 
 from cwsandbox.gateway import records
 from cwsandbox.gateway.admission import admit
+from cwsandbox.gateway.config import Configuration
 from cwsandbox.gateway.errors import StatusError, error, invalid, not_found, not_running
 from cwsandbox.gateway.lifecycle import TERMINAL, Trigger
 from cwsandbox.gateway.mainlog import MainLog
@@ -86,11 +87,20 @@ class Service:
     """The sandboxes of one gateway. Open it with `Service.open`."""
 
     def __init__(
-        self, runner: Runner, store: Store, directories: Directories, limits: Limits, network: Network
+        self,
+        runner: Runner,
+        store: Store,
+        directories: Directories,
+        limits: Limits,
+        network: Network,
+        *,
+        configuration: Configuration,
     ) -> None:
         self.runner = runner
         self.limits = limits
         self.network = network
+        self.configuration = configuration
+        self.opened_at: datetime = datetime.now(UTC)
         self.detached: set[tuple[str, str]] = set()
         self._store = store
         self._directories = directories
@@ -113,13 +123,22 @@ class Service:
         directories: Directories,
         limits: Limits | None = None,
         network: Network | None = None,
+        *,
+        configuration: Configuration | None = None,
     ) -> AsyncIterator[Self]:
         """Take back what an earlier gateway left, then serve.
 
         Leaving ends all sandboxes, within `Limits.shutdown_seconds`; what is not gone by then is left to the runner's
         `recover`.
         """
-        service = cls(runner, store, directories, limits or Limits(), network or Network())
+        service = cls(
+            runner,
+            store,
+            directories,
+            limits or Limits(),
+            network or Network(),
+            configuration=configuration or Configuration(),
+        )
         async with service._tasks:
             await service._recover()
             try:
@@ -172,8 +191,8 @@ class Service:
                 Reason.RUNNER_CAPACITY_EXHAUSTED,
             )
         sandbox_id = new_sandbox_id()
-        box_spec = admit(sandbox_id, spec, self.runner, self.network)
-        network = self.network.connect(box_spec.network)
+        admission = admit(sandbox_id, spec, self.runner, self.network, self.configuration)
+        network = self.network.connect(admission.box.network)
         self._sequence += 1
         record = Record(
             sandbox_id=sandbox_id,
@@ -181,17 +200,20 @@ class Service:
             principal=principal,
             request_id=request_id,
             fingerprint=fingerprint,
-            spec=records.without_secrets(spec),
+            spec=records.without_secrets(admission.spec),
             runner_id=self.runner.runner_id,
+            runner_group_id=self.configuration.runner.group_id,
+            profile_id=admission.profile_id,
+            limit_holds=admission.limit_holds,
             create_time=datetime.now(UTC),
-            ingress_mode=box_spec.network.ingress_mode,
-            egress_mode=box_spec.network.egress_mode,
+            ingress_mode=admission.box.network.ingress_mode,
+            egress_mode=admission.box.network.egress_mode,
             endpoints=network.endpoints,
         )
         sandbox = LiveSandbox(record, MainLog(self._directories.log_path(sandbox_id)), network, self._on_change)
         self._register(sandbox)
         self._save(sandbox)
-        self._begin(sandbox, functools.partial(sandbox.run, self.runner, box_spec, self._creations))
+        self._begin(sandbox, functools.partial(sandbox.run, self.runner, admission.box, self._creations))
         return sandbox
 
     def get(self, principal: str, sandbox_id: str) -> LiveSandbox:

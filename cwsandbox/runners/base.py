@@ -38,7 +38,11 @@ class Capabilities:
     memory_bytes: int
     architecture: str
     enforced_limits: frozenset[str] = frozenset()
-    """Of "memory", "cpu", "processes", "disk": those that the kernel enforces for a whole box."""
+    """Of "memory", "cpu", "processes": those that are enforced for a whole box."""
+    per_process_limits: frozenset[str] = frozenset()
+    """Of the others: those that are enforced for each process of a box by itself."""
+    healthy: bool = True
+    """Whether boxes can be made at all."""
     egress_modes: tuple[str, ...] = ("isolated",)
     """What boxes can be allowed to reach; the first is what they get unasked."""
     ingress_modes: tuple[str, ...] = ()
@@ -91,6 +95,14 @@ class BoxNetwork:
 
 
 @frozen
+class Requests:
+    """What a box is to have when others want it too; None is no claim. As good as the machine can do it."""
+
+    memory_bytes: int | None = None
+    cpu_millicores: int | None = None
+
+
+@frozen
 class BoxSpec:
     """What a box is made from."""
 
@@ -101,6 +113,7 @@ class BoxSpec:
     files: tuple[FileMount, ...] = ()
     limits: Limits = Limits()
     network: BoxNetwork = BoxNetwork()
+    requests: Requests = Requests()
 
 
 @frozen
@@ -424,6 +437,16 @@ class Runner(Protocol):
 
     def capabilities(self) -> Capabilities:
         """What it can do."""
+        ...
+
+    def check(self, spec: BoxSpec) -> None:
+        """Refuse a box that can never be made here, before anybody waits for it. Quick, without I/O.
+
+        Raises:
+            IsolationUnavailableError: The machine cannot isolate as required.
+            ImageNotFoundError: The image is not to be had here.
+            RunnerError: Anything else that is known beforehand.
+        """
         ...
 
     async def create(self, spec: BoxSpec) -> Box:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import enum
 import functools
 import inspect
+import re
 import types
 from collections.abc import Mapping
 from datetime import datetime
@@ -15,6 +16,13 @@ from attrs import frozen
 
 from cwsandbox._version import __version__
 from cwsandbox.wire.codec import Int64, json_name
+from cwsandbox.wire.discovery import (
+    AvailableRunner,
+    ListAvailableRunnersResponse,
+    ListProfilesResponse,
+    ProfileSummary,
+    RunnerView,
+)
 from cwsandbox.wire.errors import Code
 from cwsandbox.wire.resources import GatewayInfo, ListSandboxesResponse, Sandbox, State, StopSandboxRequest
 
@@ -60,6 +68,14 @@ class Route:
 
 
 _SANDBOX = "/v1/sandboxes/{sandboxId}"
+_PATH_VARIABLE = re.compile(r"\{(\w+)\}")
+_PAGING = (
+    Parameter("pageSize", int, "How many at most."),
+    Parameter("pageToken", str, "The nextPageToken of the page before."),
+)
+_GPU = Parameter("gpuType", str, "Only those that have this type of GPU.")
+_ARCHITECTURE = Parameter("architecture", str, 'Only those of this architecture, such as "amd64".')
+_VIEW = Parameter("view", RunnerView, "How much to tell.")
 
 ROUTES = (
     Route(
@@ -83,8 +99,7 @@ ROUTES = (
             Parameter("showTerminated", bool, "Ended ones too, as long as they are remembered."),
             Parameter("runnerIds", tuple[str, ...], "Only those on one of these runners."),
             Parameter("profileIds", tuple[str, ...], "Only those with one of these profiles."),
-            Parameter("pageSize", int, "How many at most."),
-            Parameter("pageToken", str, "The nextPageToken of the page before."),
+            *_PAGING,
         ),
     ),
     Route(
@@ -114,6 +129,46 @@ ROUTES = (
         Sandbox,
         body=StopSandboxRequest,
     ),
+    Route(
+        "GET",
+        "/v1/availableRunners",
+        "listAvailableRunners",
+        "List what sandboxes can run on, a page at a time; BASIC unless said otherwise.",
+        ListAvailableRunnersResponse,
+        (
+            Parameter("runnerGroupId", str, "Only those of this group."),
+            Parameter("profileName", str, "Only those that have this profile."),
+            _GPU,
+            _ARCHITECTURE,
+            Parameter("healthyOnly", bool, "Only those on which sandboxes can be made."),
+            _VIEW,
+            *_PAGING,
+        ),
+    ),
+    Route(
+        "GET",
+        "/v1/organizations/{organizationId}/availableRunners/{runnerId}",
+        "getAvailableRunner",
+        'Read one runner, FULL unless said otherwise; the organization "-" is any.',
+        AvailableRunner,
+        (_VIEW,),
+    ),
+    Route(
+        "GET",
+        "/v1/profiles",
+        "listProfiles",
+        "List the profiles that sandboxes can have, a page at a time.",
+        ListProfilesResponse,
+        (_GPU, _ARCHITECTURE, Parameter("runnerId", str, "Only those of this runner."), *_PAGING),
+    ),
+    Route(
+        "GET",
+        "/v1/profiles/{profileName}",
+        "getProfile",
+        "Read one profile.",
+        ProfileSummary,
+        (Parameter("runnerId", str, "As this runner has it."),),
+    ),
     Route("GET", "/v1/gateway", "getGateway", "Who answers.", GatewayInfo),
     Route("POST", "/v1/gateway:shutdown", "shutDownGateway", "End an embedded gateway and its sandboxes.", None),
 )
@@ -141,9 +196,10 @@ def document() -> dict[str, Any]:
 
 
 def _operation(route: Route, schemas: dict[str, Any]) -> dict[str, Any]:
-    parameters: list[dict[str, Any]] = []
-    if "{sandboxId}" in route.path:
-        parameters.append({"name": "sandboxId", "in": "path", "required": True, "schema": {"type": "string"}})
+    parameters: list[dict[str, Any]] = [
+        {"name": name, "in": "path", "required": True, "schema": {"type": "string"}}
+        for name in _PATH_VARIABLE.findall(route.path)
+    ]
     for parameter in route.parameters:
         schema = _schema(parameter.type, schemas)
         parameters.append(

@@ -22,6 +22,7 @@ __all__ = [
     "FileMount",
     "GatewayInfo",
     "Gpu",
+    "LimitHold",
     "ListSandboxesResponse",
     "Message",
     "NetworkOptions",
@@ -56,6 +57,17 @@ class State(enum.Enum):
     TERMINATED = "STATE_TERMINATED"
     PENDING = "STATE_PENDING"
     PAUSED = "STATE_PAUSED"
+
+
+class LimitHold(enum.Enum):
+    """How a limit is held [ours]."""
+
+    SANDBOX = "sandbox"
+    """The sandbox as a whole cannot exceed it."""
+    PROCESS = "process"
+    """Each of its processes by itself cannot exceed it; several together can."""
+    NONE = "none"
+    """Nothing holds it."""
 
 
 class ServiceProtocol(enum.Enum):
@@ -222,6 +234,7 @@ class SandboxStatus(Message):
         exit_code: The main command's, absent until it was seen; 128 + N for signal N.
         isolation: "namespaces" or "process", once it runs. [ours]
         profile_id: [ours]
+        limit_holds: How each limit is held: "cpu" and "memory" if they are limited, "processes" always. [ours]
         service_address: [ours]
         exposed_ports: [ours]
         applied_ingress_mode: [ours]
@@ -240,6 +253,7 @@ class SandboxStatus(Message):
     effective_resource_requirements: ResourceRequirements | None = None
     effective_max_lifetime_seconds: float = 0.0
     isolation: str = ""
+    limit_holds: Mapping[str, LimitHold] = field(factory=dict)
     service_address: str = ""
     exposed_ports: tuple[ExposedPort, ...] = ()
     applied_ingress_mode: str = ""

@@ -26,6 +26,7 @@ from tests.gateway.hostrunner import HostRunner
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Iterator
 
+    from cwsandbox.gateway.config import Configuration
     from cwsandbox.gateway.sandbox import LiveSandbox
 
 ME = "uid:1000"
@@ -82,13 +83,16 @@ def folder() -> Iterator[Path]:
 
 @contextlib.asynccontextmanager
 async def open_world(
-    folder: Path, runner: HostRunner | None = None, limits: Limits | None = None
+    folder: Path,
+    runner: HostRunner | None = None,
+    limits: Limits | None = None,
+    configuration: Configuration | None = None,
 ) -> AsyncIterator[World]:
     async with (
         Store.open(str(folder / "sandboxes.sqlite")) as store,
         runner or HostRunner() as host,
         anyio.create_task_group() as tasks,
-        Service.open(host, store, Directories(str(folder / "logs")), limits) as service,
+        Service.open(host, store, Directories(str(folder / "logs")), limits, configuration=configuration) as service,
     ):
         app = make_app(Gateway(service, PeerAuthenticator(1000)))
         world = World(host, service, app, tasks, folder, store)

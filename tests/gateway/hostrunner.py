@@ -182,6 +182,7 @@ class HostRunner:
         boxes: The boxes that live, by sandbox id.
         gate: Creating waits until this is set.
         failure: What creating raises.
+        refusal: What checking raises.
         creating: How many creates are waiting or were done.
     """
 
@@ -193,10 +194,13 @@ class HostRunner:
         self.gate.set()
         self.arrived = anyio.Event()
         self.failure: Exception | None = None
+        self.refusal: RunnerError | None = None
         self.created = 0
         self.executed: list[ExecSpec] = []
         self.survivors: list[Box] = []
         self.limits = frozenset({"memory"})
+        self.healthy = True
+        self.specs: list[BoxSpec] = []
 
     def capabilities(self) -> Capabilities:
         return Capabilities(
@@ -205,10 +209,16 @@ class HostRunner:
             memory_bytes=1024**3,
             architecture="x86_64",
             enforced_limits=self.limits,
+            healthy=self.healthy,
         )
+
+    def check(self, spec: BoxSpec) -> None:
+        if self.refusal is not None:
+            raise self.refusal
 
     async def create(self, spec: BoxSpec) -> HostBox:
         self.created += 1
+        self.specs.append(spec)
         self.arrived.set()
         await self.gate.wait()
         if self.failure is not None:

@@ -101,6 +101,9 @@ class HeldRunner:
     def capabilities(self) -> Capabilities:
         return self._runner.capabilities()
 
+    def check(self, spec: BoxSpec) -> None:
+        self._runner.check(spec)
+
     async def create(self, spec: BoxSpec) -> Any:
         await self._making.go_through()
         return HeldBox(await self._runner.create(spec), self._ending)

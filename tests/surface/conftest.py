@@ -18,6 +18,16 @@ from tests.support.leftovers import gateway_processes, shut_down_and_look
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Iterator
 
+CONFIGURATION = """
+[runner]
+group_id = "tests"
+
+[profiles.small]
+egress_modes = ["isolated"]
+service_exposure_modes = []
+max_lifetime_seconds = 600
+limits = { memory = "64Mi", processes = 40 }
+"""
 OUTSIDE_SETTINGS = ("CWSANDBOX_BASE_URL", "CWSANDBOX_API_KEY", "WANDB_API_KEY", "WANDB_ENTITY_NAME")
 
 
@@ -28,10 +38,13 @@ def home_folder() -> Iterator[Path]:
     with pytest.MonkeyPatch.context() as patch:
         for name in OUTSIDE_SETTINGS:
             patch.delenv(name, raising=False)
+        (base / "gateway.toml").write_text(CONFIGURATION)
+        patch.setenv("CWSANDBOX_CONFIG", str(base / "gateway.toml"))
         for name, folder in (("CWSANDBOX_RUNTIME_DIR", base / "run"), ("CWSANDBOX_STATE_DIR", base / "state")):
             folder.mkdir(mode=0o700)
             patch.setenv(name, str(folder))
         yield base
+        (base / "gateway.toml").unlink()
         left = shut_down_and_look(base)
     shutil.rmtree(base)
     assert left == [], "\n".join(left)

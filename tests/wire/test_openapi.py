@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+import re
 from typing import Any
 
 from cwsandbox.wire.openapi import ROUTES, document
@@ -29,7 +30,7 @@ def test_path_variables_are_declared() -> None:
     for path, operations in document()["paths"].items():
         for operation in operations.values():
             declared = {p["name"] for p in operation["parameters"] if p["in"] == "path"}
-            assert declared == ({"sandboxId"} if "{sandboxId}" in path else set())
+            assert declared == set(re.findall(r"{(\w+)}", path))
 
 
 def test_schemas_say_what_the_codec_enforces() -> None:

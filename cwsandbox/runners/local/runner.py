@@ -123,10 +123,17 @@ class LocalRunner(anyio.AsyncContextManagerMixin):
             memory_bytes=probe.memory_bytes(),
             architecture=probe.architecture(),
             enforced_limits=frozenset(limits),
+            healthy=self._level is not None,
             egress_modes=("isolated", "internet") if namespaces else ("host", "isolated"),
             ingress_modes=("internal", "public"),
             modes_without_loopback=frozenset() if namespaces else frozenset({"isolated"}),
         )
+
+    def check(self, spec: BoxSpec) -> None:
+        """Refuse a box that can never be made here; as the contract has it."""
+        if self._level is None:
+            raise IsolationUnavailableError(probe.remedies(self._reason))
+        image.check_name(spec.image)
 
     async def create(self, spec: BoxSpec) -> LocalBox:
         """Make a box and start its main command. If cancelled, no box is left.
@@ -137,11 +144,10 @@ class LocalRunner(anyio.AsyncContextManagerMixin):
             CommandNotStartedError: The main command could not be started.
             RunnerError: Anything else.
         """
-        if self._level is None:
-            raise IsolationUnavailableError(probe.remedies(self._reason))
-        image.check_name(spec.image)
+        self.check(spec)
         if spec.image:
             _logger.info("image %r of sandbox %s: this machine's own programs are used", spec.image, spec.sandbox_id)
+        assert self._level is not None
         return await self._create(spec, self._level)
 
     async def recover(self) -> Sequence[LocalBox]:

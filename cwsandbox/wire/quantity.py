@@ -7,7 +7,11 @@ from decimal import Decimal
 
 __all__ = ["parse_quantity"]
 
-_FORM = re.compile(r"(?P<number>\d+(?:\.\d*)?|\.\d+)(?:(?P<exponent>[eE][+-]?\d+)|(?P<suffix>[A-Za-z]*))")
+# Bounded everywhere, and ASCII digits only: this is read from clients too.
+_FORM = re.compile(
+    r"(?P<number>\d{1,18}(?:\.\d{0,18})?|\.\d{1,18})(?:(?P<exponent>[eE][+-]?\d{1,2})|(?P<suffix>[A-Za-z]{0,2}))",
+    re.ASCII,
+)
 _FACTORS = {
     "": Decimal(1),
     "m": Decimal("0.001"),
@@ -32,6 +36,6 @@ def parse_quantity(text: str) -> Decimal:
     suffix = (match["suffix"] or "") if match else ""
     if match is None or suffix not in _FACTORS:
         raise ValueError(
-            f"not a quantity: {text!r}; write a number with an optional suffix, such as '500m', '2' or '1Gi'"
+            f"not a quantity: {text[:40]!r}; write a number with an optional suffix, such as '500m', '2' or '1Gi'"
         )
     return Decimal(match["number"] + (match["exponent"] or "")) * _FACTORS[suffix]
