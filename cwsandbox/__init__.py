@@ -35,7 +35,9 @@ if TYPE_CHECKING:
     from cwsandbox.exceptions import AsyncFunctionError as AsyncFunctionError
     from cwsandbox.exceptions import CWSandboxAuthenticationError as CWSandboxAuthenticationError
     from cwsandbox.exceptions import CWSandboxError as CWSandboxError
+    from cwsandbox.exceptions import CWSandboxValidationError as CWSandboxValidationError
     from cwsandbox.exceptions import DiscoveryError as DiscoveryError
+    from cwsandbox.exceptions import DiscoveryValidationError as DiscoveryValidationError
     from cwsandbox.exceptions import FunctionError as FunctionError
     from cwsandbox.exceptions import FunctionSerializationError as FunctionSerializationError
     from cwsandbox.exceptions import ProfileNotFoundError as ProfileNotFoundError
@@ -53,6 +55,7 @@ if TYPE_CHECKING:
     from cwsandbox.exceptions import SandboxTerminatedError as SandboxTerminatedError
     from cwsandbox.exceptions import SandboxTimeoutError as SandboxTimeoutError
     from cwsandbox.exceptions import SandboxUnavailableError as SandboxUnavailableError
+    from cwsandbox.exceptions import SandboxValidationError as SandboxValidationError
     from cwsandbox.function import RemoteFunction as RemoteFunction
     from cwsandbox.options import NetworkOptions as NetworkOptions
     from cwsandbox.options import ResourceOptions as ResourceOptions
@@ -70,6 +73,7 @@ if TYPE_CHECKING:
     from cwsandbox.waiting import Waitable as Waitable
     from cwsandbox.waiting import results as results
     from cwsandbox.waiting import wait as wait
+    from cwsandbox.wire.errors import FieldViolation as FieldViolation
 
 _HOMES = {
     "cwsandbox._runtime.operation": ("OperationRef",),
@@ -95,7 +99,9 @@ _HOMES = {
         "AsyncFunctionError",
         "CWSandboxAuthenticationError",
         "CWSandboxError",
+        "CWSandboxValidationError",
         "DiscoveryError",
+        "DiscoveryValidationError",
         "FunctionError",
         "FunctionSerializationError",
         "ProfileNotFoundError",
@@ -113,6 +119,7 @@ _HOMES = {
         "SandboxTerminatedError",
         "SandboxTimeoutError",
         "SandboxUnavailableError",
+        "SandboxValidationError",
     ),
     "cwsandbox.function": ("RemoteFunction",),
     "cwsandbox.options": ("NetworkOptions", "ResourceOptions", "Secret", "Serialization"),
@@ -122,6 +129,7 @@ _HOMES = {
     "cwsandbox.status": ("SandboxStatus",),
     "cwsandbox.terminal": ("TerminalResult", "TerminalSession"),
     "cwsandbox.waiting": ("Waitable", "results", "wait"),
+    "cwsandbox.wire.errors": ("FieldViolation",),
 }
 _HOME_OF = {name: home for home, names in _HOMES.items() for name in names}
 

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from cwsandbox._core import SandboxCore
     from cwsandbox.wire.resources import Sandbox as Record
 
-__all__ = ["ListQuery"]
+__all__ = ["ListQuery", "with_terminated"]
 
 
 @frozen
@@ -50,3 +50,14 @@ class ListQuery:
             profile_ids=profiles,
             timeout=finder.timeout,
         )
+
+
+def with_terminated(include_stopped: bool, show_terminated: bool | None) -> bool:
+    """Whether ended sandboxes are wanted: two names of one setting, the published one and its later name.
+
+    Raises:
+        TypeError: They contradict each other.
+    """
+    if include_stopped and show_terminated is False:
+        raise TypeError("include_stopped=True and show_terminated=False contradict each other; they mean the same")
+    return bool(include_stopped or show_terminated)

@@ -2,6 +2,7 @@
 
     CWSandboxError                          .reason .metadata .retry_delay
       CWSandboxAuthenticationError
+      CWSandboxValidationError              .field_violations
       SandboxError
         SandboxNotRunningError
           SandboxUnavailableError
@@ -15,7 +16,9 @@
         SandboxFileError                    .filepath
         SandboxResourceExhaustedError
         SandboxRefusedError
+        SandboxValidationError              (and CWSandboxValidationError)
       DiscoveryError
+        DiscoveryValidationError            (and CWSandboxValidationError)
         RunnerNotFoundError                 .runner_id
         ProfileNotFoundError                .profile_name .runner_id
       FunctionError
@@ -31,16 +34,19 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Mapping, Sequence
     from datetime import timedelta
 
     from cwsandbox.process import ProcessResult
+    from cwsandbox.wire.errors import FieldViolation
 
 __all__ = [
     "AsyncFunctionError",
     "CWSandboxAuthenticationError",
     "CWSandboxError",
+    "CWSandboxValidationError",
     "DiscoveryError",
+    "DiscoveryValidationError",
     "FunctionError",
     "FunctionSerializationError",
     "ProfileNotFoundError",
@@ -58,6 +64,7 @@ __all__ = [
     "SandboxTerminatedError",
     "SandboxTimeoutError",
     "SandboxUnavailableError",
+    "SandboxValidationError",
 ]
 
 
@@ -100,8 +107,32 @@ class CWSandboxAuthenticationError(CWSandboxError):
     """The credentials are missing, incomplete, or were rejected."""
 
 
+class CWSandboxValidationError(CWSandboxError):
+    """The server names the fields of the request that are wrong.
+
+    Attributes:
+        field_violations: Each wrong field, as `field` and `description`.
+    """
+
+    def __init__(
+        self,
+        message: str = "",
+        *,
+        field_violations: Sequence[FieldViolation] = (),
+        reason: str | None = None,
+        metadata: Mapping[str, str] | None = None,
+        retry_delay: timedelta | None = None,
+    ) -> None:
+        super().__init__(message, reason=reason, metadata=metadata, retry_delay=retry_delay)
+        self.field_violations: tuple[FieldViolation, ...] = tuple(field_violations)
+
+
 class SandboxError(CWSandboxError):
     """An operation on a sandbox failed."""
+
+
+class SandboxValidationError(CWSandboxValidationError, SandboxError):
+    """A request about a sandbox has wrong fields."""
 
 
 class SandboxNotRunningError(SandboxError):
@@ -214,6 +245,10 @@ class DiscoveryError(CWSandboxError):
     """Runners or profiles could not be listed."""
 
 
+class DiscoveryValidationError(CWSandboxValidationError, DiscoveryError):
+    """A request about runners or profiles has wrong fields."""
+
+
 class RunnerNotFoundError(DiscoveryError):
     """No such runner.
 
@@ -265,5 +300,5 @@ class AsyncFunctionError(FunctionError):
     """Remote functions are plain functions; this one is async."""
 
 
-class FunctionSerializationError(FunctionError):
+class FunctionSerializationError(FunctionError, TypeError):
     """Arguments, captured values or the result of a remote function cannot be carried over."""

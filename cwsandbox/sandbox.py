@@ -13,7 +13,7 @@ from cwsandbox._core import SandboxCore
 from cwsandbox._exec import ExecOperation
 from cwsandbox._files import ReadFile, WriteFile
 from cwsandbox._lifecycle import Phase
-from cwsandbox._listing import ListQuery
+from cwsandbox._listing import ListQuery, with_terminated
 from cwsandbox._logs import LogsOperation
 from cwsandbox._operate import SharedOperation, await_shielded
 from cwsandbox._request import SandboxRequest
@@ -196,6 +196,7 @@ class Sandbox:
         profile_ids: Sequence[str] | None = None,
         runner_ids: Sequence[str] | None = None,
         include_stopped: bool = False,
+        show_terminated: bool | None = None,
         base_url: str | None = None,
         timeout_seconds: float | None = None,
     ) -> OperationRef[builtins.list[Self]]:
@@ -207,14 +208,17 @@ class Sandbox:
             profile_ids: Any of these profiles.
             runner_ids: Any of these runners.
             include_stopped: Also those that ended, as long as the gateway remembers them.
+            show_terminated: Another name of `include_stopped`.
             base_url: The gateway; default as in the constructor.
             timeout_seconds: Limit for the call (default 300).
 
         Raises:
+            TypeError: `include_stopped` and `show_terminated` contradict each other.
             ValueError: From the ref: `status` is not a `SandboxStatus` value.
         """
         finder = SandboxCore(None, SandboxDefaults(), base_url, timeout_seconds)
-        query = ListQuery(tags, status, profile_ids, runner_ids, include_stopped)
+        stopped = with_terminated(include_stopped, show_terminated)
+        query = ListQuery(tags, status, profile_ids, runner_ids, stopped)
         return finder.operate(cls._list, finder, query, name="list sandboxes")
 
     @classmethod

@@ -13,7 +13,7 @@ import anyio
 import anyio.to_thread
 
 from cwsandbox._core import SandboxCore
-from cwsandbox._listing import ListQuery
+from cwsandbox._listing import ListQuery, with_terminated
 from cwsandbox._metrics import Metrics
 from cwsandbox._operate import SharedOperation, await_shielded, operate
 from cwsandbox._runtime.portal import portal_scope
@@ -220,7 +220,7 @@ class Session:
         profile_ids: Sequence[str] | None = None,
         runner_ids: Sequence[str] | None = None,
         include_stopped: bool = False,
-        show_terminated: bool = False,
+        show_terminated: bool | None = None,
         adopt: bool = False,
     ) -> OperationRef[builtins.list[Sandbox]]:
         """The sandboxes that have the session's default tags and match all that is given, whoever started them.
@@ -231,11 +231,12 @@ class Session:
             profile_ids: Any of these profiles; default are the session's.
             runner_ids: Any of these runners; default are the session's.
             include_stopped: Also those that ended, as long as the gateway remembers them.
-            show_terminated: Another name for `include_stopped`.
+            show_terminated: Another name of `include_stopped`.
             adopt: Stop what was found when the session is left.
 
         Raises:
             SandboxError: From the ref: `adopt`, and the session is closed.
+            TypeError: `include_stopped` and `show_terminated` contradict each other.
             ValueError: From the ref: `status` is not a `SandboxStatus` value.
         """
         query = ListQuery(
@@ -243,7 +244,7 @@ class Session:
             status,
             self._defaults.profile_ids if profile_ids is None else profile_ids,
             self._defaults.runner_ids if runner_ids is None else runner_ids,
-            include_stopped or show_terminated,
+            with_terminated(include_stopped, show_terminated),
         )
         return self._finder().operate(self._list, query, adopt, name="list sandboxes")
 

@@ -8,6 +8,7 @@ from cwsandbox.exceptions import (
     CWSandboxAuthenticationError,
     CWSandboxError,
     DiscoveryError,
+    DiscoveryValidationError,
     ProfileNotFoundError,
     RunnerNotFoundError,
     SandboxCommandTimeoutError,
@@ -19,6 +20,7 @@ from cwsandbox.exceptions import (
     SandboxRequestTimeoutError,
     SandboxResourceExhaustedError,
     SandboxUnavailableError,
+    SandboxValidationError,
 )
 from cwsandbox.wire.errors import DOMAIN, Code, Reason, Status
 
@@ -93,6 +95,8 @@ def status_error(status: Status, *, sandbox_id: str | None = None, filepath: str
             message = f"{message} (sandbox {own['sandbox_id']})"
     elif kind is SandboxFileError:
         own["filepath"] = filepath if filepath is not None else status.metadata.get("filepath")
+    elif kind is SandboxError and _has_wrong_fields(status):
+        kind, own["field_violations"] = SandboxValidationError, status.violations
     return _build(kind, status, message, own)
 
 
@@ -114,6 +118,8 @@ def discovery_error(status: Status, *, runner_id: str | None = None, profile_nam
         return _build(ProfileNotFoundError, status, message, {"profile_name": profile_name, "runner_id": runner_id})
     if status.code is Code.NOT_FOUND and runner_id is not None:
         return _build(RunnerNotFoundError, status, message, {"runner_id": runner_id})
+    if _has_wrong_fields(status):
+        return _build(DiscoveryValidationError, status, message, {"field_violations": status.violations})
     return _build(DiscoveryError, status, message, {})
 
 
@@ -164,6 +170,10 @@ def bad_answer(where: object, cause: BaseException) -> SandboxError:
 
 def _trusted_reason(status: Status) -> str | None:
     return status.reason if status.domain == DOMAIN else None
+
+
+def _has_wrong_fields(status: Status) -> bool:
+    return status.code is Code.INVALID_ARGUMENT and bool(status.violations)
 
 
 def _message(status: Status) -> str:

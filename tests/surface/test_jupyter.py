@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import nbformat
 import pytest
@@ -51,7 +51,8 @@ def jupyter_folders(home_folder: Path, tmp_path: Path, monkeypatch: pytest.Monke
 
 def run_cells(*cells: str) -> list[str]:
     """What each cell printed; the first that raises ends the notebook."""
-    notebook = nbformat.v4.new_notebook(cells=[nbformat.v4.new_code_cell(cell.strip()) for cell in cells])
+    code: Any = nbformat.v4  # untyped
+    notebook = code.new_notebook(cells=[code.new_code_cell(cell.strip()) for cell in cells])
     NotebookClient(notebook, timeout=50, kernel_name="python3").execute()
     return [
         "".join(output.get("text", "") for output in cell.outputs if output.output_type == "stream")
