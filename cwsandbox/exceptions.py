@@ -16,7 +16,7 @@
         SandboxFileError                    .filepath
         SandboxResourceExhaustedError
         SandboxRefusedError
-        SandboxValidationError              (and CWSandboxValidationError)
+          SandboxValidationError            (and CWSandboxValidationError)
       DiscoveryError
         DiscoveryValidationError            (and CWSandboxValidationError)
         RunnerNotFoundError                 .runner_id
@@ -131,10 +131,6 @@ class SandboxError(CWSandboxError):
     """An operation on a sandbox failed."""
 
 
-class SandboxValidationError(CWSandboxValidationError, SandboxError):
-    """A request about a sandbox has wrong fields."""
-
-
 class SandboxNotRunningError(SandboxError):
     """The sandbox cannot take operations: never started, stopping, stopped, or out of reach."""
 
@@ -173,6 +169,10 @@ class SandboxRefusedError(SandboxError):
     Repeating the request changes nothing. `reason` says which kind: an option that is not offered, more than the
     machine or the profile has, an unknown runner or profile, a value that cannot be meant.
     """
+
+
+class SandboxValidationError(CWSandboxValidationError, SandboxRefusedError):
+    """A request about a sandbox has wrong fields."""
 
 
 class SandboxNotFoundError(SandboxError):

@@ -95,7 +95,7 @@ def status_error(status: Status, *, sandbox_id: str | None = None, filepath: str
             message = f"{message} (sandbox {own['sandbox_id']})"
     elif kind is SandboxFileError:
         own["filepath"] = filepath if filepath is not None else status.metadata.get("filepath")
-    elif kind is SandboxError and _has_wrong_fields(status):
+    elif kind in {SandboxError, SandboxRefusedError} and _has_wrong_fields(status):
         kind, own["field_violations"] = SandboxValidationError, status.violations
     return _build(kind, status, message, own)
 
