@@ -172,7 +172,7 @@ class Spool:
         self._storage.append(view[:room])
         rest = view[room:]
         reaches_reader = self._cut is None and self._paced
-        if self._keep or not reaches_reader:
+        if self._keep or not (reaches_reader or self._reader_closed):
             self._dropped += len(rest)
         if reaches_reader:
             self._window += rest

@@ -20,7 +20,7 @@ from hypothesis import strategies as st
 from cwsandbox._runtime._loops import LoopHandle
 from cwsandbox._runtime.portal import portal_scope, run_blocking
 from cwsandbox._runtime.readers import PARTIAL_LINE_CHARACTERS, StreamReader
-from cwsandbox._runtime.spool import Spool
+from cwsandbox._runtime.spool import UNREAD_BYTES, Spool
 
 MEBIBYTE = 1024 * 1024
 WINDOW = MEBIBYTE
@@ -506,6 +506,33 @@ def test_not_kept_means_forgotten_when_read_and_paced_before_the_first_read():
     settle(spool)
     assert granted.total == 8
     assert (spool.getvalue(), spool.truncated) == (b"", False)
+
+
+def test_not_kept_and_never_asked_for_is_dropped_while_the_result_is_waited_for():
+    spool, granted = paced_spool(keep=False)
+    more(spool, bytes(UNREAD_BYTES))
+    assert granted == []
+    spool.run_on()
+    settle(spool)
+    more(spool, b"lost")
+    assert granted.total == UNREAD_BYTES + 4
+    spool.stop_running_on()
+    more(spool, b"lost")  # A reader that can get no further sets no pace.
+    assert (granted.total, spool.dropped_bytes) == (UNREAD_BYTES + 8, 8)
+    spool.close(Failure())
+    reader = spool.chunks()
+    assert next(reader) == bytes(UNREAD_BYTES)
+    with pytest.raises(Failure):
+        next(reader)
+
+
+def test_not_kept_and_asked_for_is_paced_although_the_result_is_waited_for():
+    spool, granted = paced_spool(keep=False)
+    spool.expect_reader()
+    spool.run_on()
+    more(spool, bytes(UNREAD_BYTES))
+    settle(spool)
+    assert granted == []
 
 
 def test_a_long_line_does_not_stall_on_the_window():
