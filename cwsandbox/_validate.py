@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import os
 from collections.abc import Iterable, Mapping, Sequence
+from datetime import UTC, datetime
 from typing import Any
 
 __all__ = [
@@ -14,7 +15,9 @@ __all__ = [
     "check_environment",
     "check_path",
     "check_seconds",
+    "check_since_time",
     "check_strings",
+    "check_tail_lines",
     "check_terminal_side",
 ]
 
@@ -119,6 +122,31 @@ def check_strings(values: Iterable[str] | None, name: str) -> list[str] | None:
             f"{name} must be a list of strings, not the {type(values).__name__} {values!r}; write [{values!r}]"
         )
     return [_text(value, f"{name}[{index}]", paths=False) for index, value in enumerate(values)]
+
+
+def check_tail_lines(value: int | None) -> int | None:
+    """A number of lines, or None for all; zero is all too, as the published service takes it.
+
+    Raises:
+        TypeError: Not an int.
+        ValueError: Negative.
+    """
+    if value is not None and (isinstance(value, bool) or not isinstance(value, int)):
+        raise TypeError(f"tail_lines must be an int, not {type(value).__name__}")
+    if value is not None and value < 0:
+        raise ValueError(f"tail_lines must be zero or more, not {value}")
+    return value or None
+
+
+def check_since_time(value: datetime | None) -> datetime | None:
+    """A moment, or None; a naive one is taken as UTC.
+
+    Raises:
+        TypeError: Not a datetime.
+    """
+    if value is not None and not isinstance(value, datetime):
+        raise TypeError(f"since_time must be a datetime, not {type(value).__name__}")
+    return value.replace(tzinfo=UTC) if value is not None and value.tzinfo is None else value
 
 
 def check_terminal_side(value: int, name: str) -> int:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import logging
 import threading
 import warnings
-from datetime import UTC
 from functools import partial
 from typing import TYPE_CHECKING, Any, Self, cast
 
@@ -28,6 +27,8 @@ from cwsandbox._validate import (
     check_environment,
     check_path,
     check_seconds,
+    check_since_time,
+    check_tail_lines,
     check_terminal_side,
 )
 from cwsandbox.defaults import SandboxDefaults
@@ -590,18 +591,15 @@ class Sandbox:
             A reader to iterate with `for` or `async for`; errors come from it. `close()` ends the stream.
 
         Raises:
+            TypeError: A value of the wrong type.
             ValueError: Negative `tail_lines` or time-out.
         """
-        if tail_lines is not None and tail_lines < 0:
-            raise ValueError(f"tail_lines must be zero or more, not {tail_lines}")
-        if since_time is not None and since_time.tzinfo is None:
-            since_time = since_time.replace(tzinfo=UTC)
         limit = None if follow and timeout_seconds is None else self._core.limit(timeout_seconds)
         return LogsOperation(
             self._core,
             follow=follow,
-            tail_lines=tail_lines or None,
-            since_time=since_time,
+            tail_lines=check_tail_lines(tail_lines),
+            since_time=check_since_time(since_time),
             timestamps=timestamps,
             timeout_seconds=limit,
         ).start()

@@ -1,12 +1,14 @@
 """What the main command of a sandbox printed, kept on disk in a bounded ring.
 
 Two files of half the limit each: the current one grows, and when it is full it replaces the previous one. Entries are
-framed with the time they arrived at, because `since_time` and `timestamps` ask for it.
+framed with the time they arrived at, because `since_time` and `timestamps` ask for it, and with the position of their
+first byte in all that was ever printed, so that a reader can go on where it was, after a restart of the gateway too.
 """
 
 from __future__ import annotations
 
 import contextlib
+import errno
 import itertools
 import logging
 import os
@@ -22,7 +24,7 @@ from attrs import frozen
 from cwsandbox.gateway.pulse import Pulse
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterable, Iterator
 
     from cwsandbox.runners.base import ByteSource
 
@@ -30,15 +32,28 @@ _log = logging.getLogger(__name__)
 
 LIMIT_BYTES: Final = 16 * 1024 * 1024
 _CHUNK_BYTES: Final = 64 * 1024
-_FRAME: Final = struct.Struct("!dI")
+_FRAME: Final = struct.Struct("!dQI")
+# The newest bytes are kept in memory: who follows a log does not read the files again for every line.
+_RECENT_BYTES: Final = 128 * 1024
 
 
 @frozen
 class Entry:
-    """Some bytes and when they arrived (seconds since the epoch)."""
+    """Some bytes, when they arrived (seconds since the epoch), and the position of the first one."""
 
     time: float
     data: bytes
+    position: int = 0
+
+    @property
+    def end(self) -> int:
+        """The position after the last byte."""
+        return self.position + len(self.data)
+
+    def cut(self, position: int) -> Entry:
+        """What it holds from a position on."""
+        skip = position - self.position
+        return Entry(self.time, self.data[skip:], position) if skip > 0 else self
 
 
 @frozen
@@ -47,7 +62,7 @@ class Snapshot:
 
     Attributes:
         entries: From the wanted position on, as far as they are still there.
-        oldest: The position of the oldest entry that is still there.
+        oldest: The position of the oldest byte that is still there.
         position: Where to go on from.
     """
 
@@ -69,10 +84,11 @@ class MainLog:
         self._half = limit_bytes // 2
         self._lock = anyio.Lock()
         self._size = 0
-        # Entries are numbered for ever; `_first` is the number of the oldest one that is kept.
+        # Positions of bytes: after the last one, of the first one in the current file, and of the first one kept.
         self._end = 0
-        self._in_current = 0
-        self._in_previous = 0
+        self._current = 0
+        self._oldest = 0
+        self._recent: deque[Entry] = deque()
         self._grown = Pulse()
         self._closed = False
 
@@ -99,7 +115,7 @@ class MainLog:
     async def append(self, data: bytes) -> None:
         """Append `data` with the present time."""
         async with self._lock:
-            await anyio.to_thread.run_sync(self._append, Entry(time.time(), data))
+            await anyio.to_thread.run_sync(self._append, Entry(time.time(), data, self._end))
         self._grown.notify()
 
     async def wait_beyond(self, position: int) -> None:
@@ -110,9 +126,11 @@ class MainLog:
     async def read(self, position: int = 0) -> Snapshot:
         """Return what is kept from `position` on."""
         async with self._lock:
-            oldest = self._end - self._in_current - self._in_previous
-            entries = await anyio.to_thread.run_sync(self._read, max(0, position - oldest))
-            return Snapshot(entries, oldest, self._end)
+            entries: Iterable[Entry] = self._recent
+            if not self._recent or position < self._recent[0].position:
+                entries = await anyio.to_thread.run_sync(self._read, position)
+            wanted = tuple(entry.cut(position) for entry in entries if entry.end > position)
+            return Snapshot(wanted, self._oldest, self._end)
 
     async def remove(self) -> None:
         """Delete the files."""
@@ -123,30 +141,38 @@ class MainLog:
     def _append(self, entry: Entry) -> None:
         if self._size >= self._half:
             os.replace(self._path, self._path + ".1")
-            self._size, self._in_previous, self._in_current = 0, self._in_current, 0
-        frame = _FRAME.pack(entry.time, len(entry.data)) + entry.data
+            self._size, self._oldest, self._current = 0, self._current, self._end
+        frame = _FRAME.pack(entry.time, entry.position, len(entry.data)) + entry.data
         flags = os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC | os.O_NOFOLLOW
         descriptor = os.open(self._path, flags, 0o600)
         try:
-            os.write(descriptor, frame)
+            if os.write(descriptor, frame) != len(frame):
+                os.ftruncate(descriptor, self._size)  # Half an entry would make the rest unreadable.
+                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
         finally:
             os.close(descriptor)
         self._size += len(frame)
-        self._end += 1
-        self._in_current += 1
+        self._end = entry.end
+        self._recent.append(entry)
+        begin = max(self._oldest, self._end - _RECENT_BYTES)
+        while self._recent and self._recent[0].position < begin:
+            self._recent.popleft()
 
-    def _read(self, skip: int) -> tuple[Entry, ...]:
-        return tuple(itertools.islice(itertools.chain(_entries(self._path + ".1"), _entries(self._path)), skip, None))
+    def _read(self, position: int) -> list[Entry]:
+        files = itertools.chain(_entries(self._path + ".1"), _entries(self._path))
+        return [entry for entry in files if entry.end > position]
 
     @classmethod
     def reopen(cls, path: str) -> MainLog:
         """Take over the log that an earlier gateway wrote. Blocking."""
         log = cls(path)
-        log._in_previous = sum(1 for _ in _entries(path + ".1"))
-        log._in_current = sum(1 for _ in _entries(path))
-        log._end = log._in_previous + log._in_current
+        previous, current = list(_entries(path + ".1")), list(_entries(path))
+        log._size = sum(_FRAME.size + len(entry.data) for entry in current)
+        if kept := previous + current:
+            log._oldest, log._end = kept[0].position, kept[-1].end
+            log._current = current[0].position if current else log._end
         with contextlib.suppress(FileNotFoundError):
-            log._size = os.stat(path).st_size
+            os.truncate(path, log._size)  # The gateway may have died in the middle of an entry.
         return log
 
 
@@ -164,11 +190,11 @@ def _entries(path: str) -> Iterator[Entry]:
         return
     with os.fdopen(descriptor, "rb") as file:
         while len(header := file.read(_FRAME.size)) == _FRAME.size:
-            when, length = _FRAME.unpack(header)
+            when, position, length = _FRAME.unpack(header)
             data = file.read(length)
             if len(data) < length:
                 return  # The gateway died in the middle of this entry.
-            yield Entry(when, data)
+            yield Entry(when, data, position)
 
 
 def tail(entries: tuple[Entry, ...], lines: int) -> tuple[Entry, ...]:
@@ -182,10 +208,9 @@ def tail(entries: tuple[Entry, ...], lines: int) -> tuple[Entry, ...]:
             wanted -= found
             kept.appendleft(entry)
             continue
-        data = entry.data
-        cut = len(data)
+        cut = len(entry.data)
         for _ in range(wanted):
-            cut = data.rindex(b"\n", 0, cut)
-        kept.appendleft(Entry(entry.time, data[cut + 1 :]))
+            cut = entry.data.rindex(b"\n", 0, cut)
+        kept.appendleft(entry.cut(entry.position + cut + 1))
         break
     return tuple(kept)

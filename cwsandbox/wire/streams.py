@@ -20,7 +20,17 @@ from attrs import Attribute, field, frozen, validators
 
 from cwsandbox.wire.codec import structure, unstructure
 
-__all__ = ["ExecInfo", "ExecOpen", "LogsOpen", "ReadInfo", "ReadOpen", "TerminalSize", "WriteOpen"]
+__all__ = [
+    "LOG_STAMP_BYTES",
+    "ExecInfo",
+    "ExecOpen",
+    "LogsInfo",
+    "LogsOpen",
+    "ReadInfo",
+    "ReadOpen",
+    "TerminalSize",
+    "WriteOpen",
+]
 
 
 def _no_nul(instance: object, attribute: Attribute[Any], value: str) -> None:
@@ -40,6 +50,9 @@ def _environment(instance: object, attribute: Attribute[Any], value: Mapping[str
         if not name or "=" in name or "\0" in name or "\0" in text:
             raise ValueError("env must have names without '=' and no NUL bytes")
 
+
+LOG_STAMP_BYTES = 28
+"""The length of the time before a line of a log, such as `2026-04-30T12:00:00.123456Z `."""
 
 _seconds = validators.optional(validators.ge(0))
 _path = validators.and_(validators.min_len(1), _no_nul)
@@ -133,7 +146,9 @@ class LogsOpen(_Params):
         follow: Go on until the sandbox ends.
         tail_lines: The last lines only; None gives all there are.
         since_time: Nothing older.
-        timestamps: Put the time before every line.
+        timestamps: Put the time before every line: UTC in ISO 8601 with microseconds, and a space; `LOG_STAMP_BYTES`.
+        position: Go on from this byte of the log, instead of `tail_lines` and `since_time`: a stream that was lost.
+        stamp_bytes: How much of the stamp before that byte the client has; all of it if the byte is within a line.
     """
 
     sandbox_id: str
@@ -141,6 +156,8 @@ class LogsOpen(_Params):
     tail_lines: int | None = field(default=None, validator=_seconds)
     since_time: datetime | None = None
     timestamps: bool = False
+    position: int | None = field(default=None, validator=validators.optional(validators.ge(0)))
+    stamp_bytes: int = field(default=0, validator=[validators.ge(0), validators.le(LOG_STAMP_BYTES)])
     timeout_seconds: float | None = field(default=None, validator=_seconds)
     wait_seconds: float | None = field(default=None, validator=_seconds)
 
@@ -154,6 +171,17 @@ class ExecInfo(_Params):
     """
 
     pid: int = 0
+
+
+@frozen(kw_only=True)
+class LogsInfo(_Params):
+    """The confirmation of a log.
+
+    Attributes:
+        position: Of the first byte that will be sent, in all that the main command ever printed.
+    """
+
+    position: int = 0
 
 
 @frozen(kw_only=True)

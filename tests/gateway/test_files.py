@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 import anyio
 import pytest
 
+from cwsandbox._logs import _Place
 from cwsandbox.gateway.mainlog import Entry, MainLog, tail
 from cwsandbox.wire.channel import StreamKind
 from cwsandbox.wire.errors import Code, Reason
@@ -169,6 +170,35 @@ class TestLogs:
         await result.wait()
         assert (result.stdout, result.status) == (b"hi\nbye\n", 0)
 
+    @pytest.mark.parametrize("timestamps", [False, True])
+    async def test_a_lost_stream_is_gone_on_with_at_any_byte(self, world: World, timestamps: bool) -> None:
+        sandbox, client = await world.sandbox("sh", "-c", "printf 'a\\n\\nbc'; sleep 1000"), await world.client()
+        await printed(sandbox, 5)
+        whole = (await logs(client, sandbox, timestamps=timestamps).wait()).stdout
+        place = _Place(0, stamps=timestamps)
+        for taken in range(len(whole) + 1):
+            fields = {"position": place.position, "stamp_bytes": place.stamp_bytes}
+            rest = await logs(client, sandbox, timestamps=timestamps, **fields).wait()
+            assert rest.stdout == whole[taken:]
+            place.advance(whole[taken : taken + 1])
+
+    async def test_what_is_no_longer_kept_is_not_skipped_in_silence(self, world: World) -> None:
+        sandbox, client = await world.sandbox(), await world.client()
+        sandbox.log._half = 1000
+        for _ in range(100):
+            await sandbox.log.append(b"x" * 99 + b"\n")
+        result = await logs(client, sandbox, position=5).wait()
+        assert result.failure is not None
+        assert result.failure.code is Code.DATA_LOSS
+
+    async def test_the_time_limit_ends_a_follower(self, world: World) -> None:
+        sandbox, client = await world.sandbox("sh", "-c", "printf part; sleep 1000"), await world.client()
+        await printed(sandbox, 4)
+        result = await logs(client, sandbox, follow=True, timeout_seconds=0.2).wait()
+        assert result.stdout == b"part"
+        assert result.failure is not None
+        assert result.failure.code is Code.DEADLINE_EXCEEDED
+
     async def test_history_of_an_ended_sandbox(self, world: World) -> None:
         sandbox, client = await world.service.create("uid:1000", spec_of("echo", "was here")), await world.client()
         await world.service.wait_for("uid:1000", sandbox.record.sandbox_id, "terminal", 10)
@@ -192,15 +222,50 @@ class TestMainLog:
         for number in range(1000):
             await log.append(b"%04d" % number * 10)
         snapshot = await log.read()
-        assert snapshot.position == 1000
+        assert snapshot.position == 40_000
         assert snapshot.entries[-1].data == b"0999" * 10
-        assert snapshot.oldest == 1000 - len(snapshot.entries)
-        assert sum(entry.stat().st_size for entry in os.scandir(folder) if entry.name.startswith("log")) < 11_000
+        assert snapshot.oldest == 40_000 - 40 * len(snapshot.entries)
+        assert sum(entry.stat().st_size for entry in os.scandir(folder) if entry.is_file()) < 11_000
         assert len(snapshot.entries) > 90
         again = MainLog.reopen(str(folder / "log"))
         assert [entry.data for entry in (await again.read()).entries] == [entry.data for entry in snapshot.entries]
         await log.remove()
         assert [name for name in os.listdir(folder) if name.startswith("log") and name != "logs"] == []
+
+    async def test_a_reader_goes_on_at_any_byte_in_memory_and_on_disk(self, folder: Path) -> None:
+        log = MainLog(str(folder / "log"))
+        text = b"".join(b"%06d\n" % number for number in range(60_000))
+        for begin in range(0, len(text), 50_000):
+            await log.append(text[begin : begin + 50_000])
+        for reopened in (log, MainLog.reopen(str(folder / "log"))):
+            for position in (0, 1, 49_999, 50_000, 123_456, len(text) - 3, len(text)):
+                snapshot = await reopened.read(position)
+                assert b"".join(entry.data for entry in snapshot.entries) == text[position:]
+                assert (snapshot.oldest, snapshot.position) == (0, len(text))
+
+    async def test_half_an_entry_at_the_end_is_cut_off(self, folder: Path) -> None:
+        path = folder / "log"
+        log = MainLog(str(path))
+        await log.append(b"whole\n")
+        size = path.stat().st_size
+        await log.append(b"half\n")
+        os.truncate(path, path.stat().st_size - 2)
+        log = MainLog.reopen(str(path))
+        assert path.stat().st_size == size
+        await log.append(b"next\n")
+        log = MainLog.reopen(str(path))
+        assert b"".join(entry.data for entry in (await log.read()).entries) == b"whole\nnext\n"
+
+    async def test_positions_go_on_after_the_older_half_was_dropped(self, folder: Path) -> None:
+        log = MainLog(str(folder / "log"), limit_bytes=2000)
+        for number in range(200):
+            await log.append(b"%04d\n" % number)
+        again = MainLog.reopen(str(folder / "log"))
+        before, after = await log.read(), await again.read()
+        assert (after.oldest, after.position) == (before.oldest, before.position)
+        assert before.position == 1000
+        assert before.oldest > 0
+        assert after.entries == before.entries
 
     def test_tails(self) -> None:
         entries = tuple(Entry(0, data) for data in (b"a\nb", b"c\n", b"d\ne\n", b"f"))
