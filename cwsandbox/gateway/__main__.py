@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import os
 import sys
 
 from cwsandbox.gateway.embedded import Options, run
@@ -31,6 +32,16 @@ def _parser() -> argparse.ArgumentParser:
         "--config", default="", help="the configuration file; default $CWSANDBOX_CONFIG or the XDG config folder's"
     )
     parser.add_argument("--log-file", default="", help="instead of stderr")
+    network = parser.add_argument_group("what sandboxes are connected to")
+    network.add_argument(
+        "--egress-allow",
+        metavar="LIST",
+        default=os.environ.get("CWSANDBOX_EGRESS_ALLOW", ""),
+        help="what sandboxes may reach beside the internet: addresses and blocks, with or without a port, separated by "
+        "commas, such as 10.1.0.0/16,10.2.3.4:5432 (default: CWSANDBOX_EGRESS_ALLOW)",
+    )
+    network.add_argument("--ingress-host", default="", help="where ports exposed as public are listened on, an address")
+    network.add_argument("--ingress-name", default="", help="what clients are told instead of --ingress-host")
     return parser
 
 

@@ -14,7 +14,9 @@ from attrs import frozen
 
 from cwsandbox.gateway import limits
 from cwsandbox.gateway.config import DEFAULT_PROFILE
+from cwsandbox.gateway.egress.proxy import proxy_environment
 from cwsandbox.gateway.errors import StatusError, error, invalid
+from cwsandbox.gateway.network import INTERNET
 from cwsandbox.runners.base import BoxSpec, FileMount, ImageNotFoundError, IsolationUnavailableError, RunnerError
 from cwsandbox.wire.errors import Code, Reason
 
@@ -105,15 +107,19 @@ def _admit_with(
             f"a lifetime of {lifetime:g} s is more than the {profile.max_lifetime_seconds:g} s of the profile {name!r}",
             Reason.RESOURCE_CEILING_EXCEEDED,
         )
+    plan = network.plan(spec, has)
+    environment = dict(container.environment_variables)
+    if plan.egress_mode == INTERNET:
+        environment = proxy_environment(environment) | environment
     box = BoxSpec(
         sandbox_id=sandbox_id,
         argv=(container.command, *container.args),
         image=container.image,
-        env=dict(container.environment_variables),
+        env=environment,
         files=tuple(FileMount(file.path, file.content) for file in container.files),
         limits=upper,
         requests=limits.requests_of(wanted),
-        network=network.plan(spec, has),
+        network=plan,
     )
     _check_runner(runner, box)
     effective = attrs.evolve(spec, containers=(container,), max_lifetime_seconds=lifetime)

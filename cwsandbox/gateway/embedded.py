@@ -25,7 +25,9 @@ from attrs import frozen
 from cwsandbox._version import __version__
 from cwsandbox.gateway.auth import PeerAuthenticator
 from cwsandbox.gateway.config import find_configuration
+from cwsandbox.gateway.egress.policy import Policy
 from cwsandbox.gateway.keyfile import KeyFileAuthenticator
+from cwsandbox.gateway.network import Network
 from cwsandbox.gateway.reaper import reap
 from cwsandbox.gateway.service import Directories, Limits, Service
 from cwsandbox.gateway.store import Store
@@ -70,6 +72,10 @@ class Options:
         isolation: The level that is required; "auto" takes the best there is.
         log_file: Where to log; "" is stderr.
         config: The configuration file; "" looks in the usual places (`config.find_configuration`).
+        egress_allow: What sandboxes may reach beyond the internet, as `egress.policy.Policy.parse` reads it.
+        ingress_host: Where ports exposed as "public" are listened on, a numeric address; "" is this machine's loopback
+            of an embedded gateway, and does not offer the mode of one on a port.
+        ingress_name: What clients are told to connect to instead of `ingress_host`.
     """
 
     state_dir: str
@@ -87,6 +93,9 @@ class Options:
     isolation: Literal["auto", "namespaces", "process"] = "auto"
     log_file: str = ""
     config: str = ""
+    egress_allow: str = ""
+    ingress_host: str = ""
+    ingress_name: str = ""
 
     @property
     def embedded(self) -> bool:
@@ -166,12 +175,17 @@ async def _open_service(options: Options) -> AsyncIterator[tuple[LocalRunner, Se
     from cwsandbox.runners.local.runner import LocalRunner
 
     configuration = find_configuration(options.config, os.environ)
+    network = Network(
+        public_host=options.ingress_host or (Network().public_host if options.embedded else ""),
+        public_name=options.ingress_name,
+        policy=Policy.parse(options.egress_allow),
+    )
     limits = Limits(idle_seconds=options.sandbox_idle_seconds or None, grace_seconds=options.grace_seconds)
     async with (
         Store.open(os.path.join(options.state_dir, "sandboxes.sqlite")) as store,
         LocalRunner(Path(options.state_dir), Path(options.runtime_dir), isolation=options.isolation) as runner,
         Service.open(
-            runner, store, Directories(os.path.join(options.state_dir, "logs")), limits, configuration=configuration
+            runner, store, Directories(os.path.join(options.state_dir, "logs")), limits, network, configuration
         ) as service,
         anyio.create_task_group() as tasks,
     ):

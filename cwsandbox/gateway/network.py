@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
+import ipaddress
+import logging
 from typing import TYPE_CHECKING, Final
 
 import anyio
-from attrs import frozen
+from attrs import field, frozen
 
+from cwsandbox.gateway.egress import proxy
+from cwsandbox.gateway.egress.dialing import Dialer
+from cwsandbox.gateway.egress.policy import Policy
 from cwsandbox.gateway.errors import StatusError, error, invalid
 from cwsandbox.gateway.ingress import Door, close_doors, open_doors, serve_doors
-from cwsandbox.runners.base import BoxNetwork, Port
+from cwsandbox.runners.base import BoxNetwork, Port, RunnerError
 from cwsandbox.wire.errors import Code, Reason
 from cwsandbox.wire.resources import ExposedPort, ServiceProtocol
 
@@ -20,8 +25,11 @@ if TYPE_CHECKING:
     from cwsandbox.runners.base import Box, Capabilities
     from cwsandbox.wire.resources import SandboxSpec
 
+_log = logging.getLogger(__name__)
+
 PUBLIC: Final = "public"
 INTERNAL: Final = "internal"
+INTERNET: Final = "internet"
 _LOOPBACK: Final = "127.0.0.1"
 _PORTS: Final = 32
 """The most a sandbox may expose: each takes a listener."""
@@ -35,10 +43,19 @@ class Network:
         public_host: The numeric address of this machine where ports exposed as "public" are listened on; "" does not
             offer that mode. "internal" always means this machine's loopback.
         public_name: What clients are told to connect to instead of `public_host`.
+        policy: What sandboxes with the egress mode "internet" may reach.
+
+    Raises:
+        ValueError: `public_host` is not a numeric address, or it is 0.0.0.0 or :: without a `public_name`.
     """
 
     public_host: str = _LOOPBACK
     public_name: str = ""
+    policy: Policy = field(factory=Policy)
+
+    def __attrs_post_init__(self) -> None:
+        if self.public_host and ipaddress.ip_address(self.public_host).is_unspecified and not self.public_name:
+            raise ValueError(f"clients cannot connect to {self.public_host}: say by which name they reach this machine")
 
     def ingress_modes(self, capabilities: Capabilities) -> tuple[str, ...]:
         """The ingress modes that sandboxes of this gateway can have."""
@@ -74,7 +91,10 @@ class Network:
                 f"leave the ports out, or choose another egress mode of {', '.join(modes)}",
                 Reason.NOT_IMPLEMENTED,
             )
-        return BoxNetwork(egress_mode=egress, ingress_mode=ingress, exposed=exposed)
+        listen = (proxy.PORT,) if egress == INTERNET else ()
+        if any(port.number in listen for port in exposed):
+            raise invalid(f"port {proxy.PORT} is the proxy's in a sandbox with the egress mode {egress!r}")
+        return BoxNetwork(egress_mode=egress, ingress_mode=ingress, exposed=exposed, listen=listen)
 
     def connect(self, plan: BoxNetwork) -> SandboxNetwork:
         """Open the way to a sandbox that is about to be made.
@@ -97,14 +117,17 @@ class Network:
         host = self.public_host if plan.ingress_mode == PUBLIC else _LOOPBACK
         name = (self.public_name if plan.ingress_mode == PUBLIC else "") or host
         known = {port.container_port: int(port.address.rpartition(":")[2]) for port in earlier}
-        return SandboxNetwork(open_doors(plan.exposed, host, known), f"[{name}]" if ":" in name else name)
+        doors = open_doors(plan.exposed, host, known)
+        dialer = Dialer(self.policy) if plan.egress_mode == INTERNET else None
+        return SandboxNetwork(doors, f"[{name}]" if ":" in name else name, dialer)
 
 
 class SandboxNetwork:
     """The connections of one sandbox."""
 
-    def __init__(self, doors: tuple[Door, ...] = (), name: str = "") -> None:
+    def __init__(self, doors: tuple[Door, ...] = (), name: str = "", dialer: Dialer | None = None) -> None:
         self._doors = doors
+        self._dialer = dialer
         self._scope = anyio.CancelScope()
         self.endpoints: tuple[ExposedPort, ...] = tuple(
             ExposedPort(
@@ -116,7 +139,16 @@ class SandboxNetwork:
     async def serve(self, box: Box, in_use: Callable[[], AbstractContextManager[None]]) -> None:
         """Carry the sandbox's connections until `close`, or until its box has ended."""
         with self._scope:
-            await serve_doors(self._doors, box, in_use)
+            async with anyio.create_task_group() as tasks:
+                tasks.start_soon(serve_doors, self._doors, box, in_use)
+                if self._dialer is not None:
+                    tasks.start_soon(self._serve_egress, box, self._dialer)
+
+    async def _serve_egress(self, box: Box, dialer: Dialer) -> None:
+        try:
+            await proxy.serve_egress(box, dialer)
+        except (RunnerError, OSError) as problem:
+            _log.warning("sandbox %s has no way out: %s", box.sandbox_id, problem)
 
     def close(self) -> None:
         """Stop listening, and cut what is connected."""

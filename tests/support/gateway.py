@@ -33,6 +33,7 @@ if TYPE_CHECKING:
 
     from starlette.types import ASGIApp, Receive, Scope, Send
 
+    from cwsandbox.gateway.network import Network
     from cwsandbox.runners.base import Box, BoxSpec, Capabilities, Runner
 
 ARRIVAL_SECONDS = 30.0
@@ -133,10 +134,13 @@ class ServedGateway:
         grace_seconds: How long commands of a client that is gone are kept.
     """
 
-    def __init__(self, folder: Path, runner_state: Path, grace_seconds: float = 2.0) -> None:
+    def __init__(
+        self, folder: Path, runner_state: Path, grace_seconds: float = 2.0, network: Network | None = None
+    ) -> None:
         self.accepting, self.making, self.ending = Door(), Door(), Door()
         self.requests: list[str] = []
         self.grace_seconds = grace_seconds
+        self._network = network
         self._folder = folder
         self._runner_state = runner_state
         self._refusals: dict[str, tuple[int, str]] = {}
@@ -164,7 +168,8 @@ class ServedGateway:
         limits = Limits(grace_seconds=self.grace_seconds)
         async with LocalRunner(self._runner_state, runtime) as local, Store.open(str(state / "store")) as store:
             runner = HeldRunner(local, self.making, self.ending)
-            async with Service.open(runner, store, Directories(logs=str(state / "logs")), limits) as service:
+            directories = Directories(logs=str(state / "logs"))
+            async with Service.open(runner, store, directories, limits, self._network) as service:
                 app = make_app(Gateway(service, PeerAuthenticator(os.geteuid())))
                 server = GatewayServer(self._at_the_door(app), Connections())
                 listener = bind_unix(str(self._folder / "gateway.sock"))
@@ -212,14 +217,15 @@ async def _refuse(send: Send, status: Status) -> None:
 
 
 @contextlib.contextmanager
-def served_gateway(runner_state: Path) -> Iterator[ServedGateway]:
+def served_gateway(runner_state: Path, network: Network | None = None) -> Iterator[ServedGateway]:
     """Serve one in a thread.
 
     Args:
         runner_state: Where the runner keeps layers and images; gateways that come one after the other may share it.
+        network: How it connects its sandboxes; default as an embedded gateway.
     """
     folder = Path(tempfile.mkdtemp(prefix="cws", dir="/tmp"))
-    gateway = ServedGateway(folder, runner_state)
+    gateway = ServedGateway(folder, runner_state, network=network)
     try:
         with (
             anyio.from_thread.start_blocking_portal("asyncio", name="served-gateway") as portal,
