@@ -185,7 +185,12 @@ async def _open_service(options: Options) -> AsyncIterator[tuple[LocalRunner, Se
         Store.open(os.path.join(options.state_dir, "sandboxes.sqlite")) as store,
         LocalRunner(Path(options.state_dir), Path(options.runtime_dir), isolation=options.isolation) as runner,
         Service.open(
-            runner, store, Directories(os.path.join(options.state_dir, "logs")), limits, network, configuration
+            runner,
+            store,
+            Directories(os.path.join(options.state_dir, "logs")),
+            limits,
+            network=network,
+            configuration=configuration,
         ) as service,
         anyio.create_task_group() as tasks,
     ):
