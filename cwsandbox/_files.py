@@ -1,4 +1,4 @@
-"""The operations behind `read_file` and `write_file`: one stream each, whatever the size."""
+"""Operations on one path, and those behind `read_file` and `write_file`: one stream each, whatever the size."""
 
 from __future__ import annotations
 
@@ -14,10 +14,12 @@ if TYPE_CHECKING:
     from cwsandbox._client.stream import ClientStream
     from cwsandbox._core import SandboxCore
 
-__all__ = ["ReadFile", "WriteFile"]
+__all__ = ["FileOperation", "ReadFile", "WriteFile"]
 
 
-class _FileOperation(StreamOperation):
+class FileOperation(StreamOperation):
+    """One operation on a path; its errors carry the path as the caller gave it."""
+
     def __init__(self, sandbox: SandboxCore, filepath: str, timeout_seconds: float | None) -> None:
         super().__init__(sandbox)
         self.filepath = filepath
@@ -40,7 +42,7 @@ class _FileOperation(StreamOperation):
         }
 
 
-class ReadFile(_FileOperation):
+class ReadFile(FileOperation):
     """Reads a whole file."""
 
     def __init__(self, sandbox: SandboxCore, filepath: str, timeout_seconds: float | None) -> None:
@@ -69,7 +71,7 @@ class ReadFile(_FileOperation):
         self._stream.consumed(len(data), code)
 
 
-class WriteFile(_FileOperation):
+class WriteFile(FileOperation):
     """Writes a whole file, atomically."""
 
     def __init__(self, sandbox: SandboxCore, filepath: str, contents: bytes, timeout_seconds: float | None) -> None:

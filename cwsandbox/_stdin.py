@@ -121,14 +121,15 @@ class StreamWriter:
         self._waiting.append(ref)
         return ref
 
+    # What a queue for something else than a command's input says instead is up to its class.
+
     def _refuse_if_over(self) -> None:
         if self._failure is not None:
             raise self._over(self._failure)
         if self._closed:
             raise SandboxExecutionError("stdin is closed: write before close()")
 
-    @staticmethod
-    def _over(cause: BaseException) -> SandboxExecutionError:
+    def _over(self, cause: BaseException) -> BaseException:
         error = SandboxExecutionError(f"the command has ended, so nothing can be written to its stdin: {cause}")
         error.__cause__ = cause
         return error

@@ -44,6 +44,7 @@ if TYPE_CHECKING:
     from types import TracebackType
 
     from cwsandbox._runtime.readers import LineReader
+    from cwsandbox.files import Files
     from cwsandbox.options import NetworkOptions, ResourceOptions, Secret
     from cwsandbox.session import Session
     from cwsandbox.status import SandboxStatus
@@ -637,6 +638,13 @@ class Sandbox:
         return self._core.operate(
             WriteFile(self._core, path, check_bytes(contents, "contents"), limit), name="write file"
         )
+
+    @property
+    def files(self) -> Files:
+        """Everything else that can be done with files: folders, streams, transfers, watching."""
+        from cwsandbox.files import Files
+
+        return Files(self._core)
 
     # Contexts.
 

@@ -15,12 +15,13 @@ from typing import TYPE_CHECKING, Protocol
 import anyio
 
 from cwsandbox.gateway.execution import Execution
+from cwsandbox.gateway.fileops import FileOperation
 from cwsandbox.gateway.logstream import LogStream
 from cwsandbox.gateway.transfer import ReadTransfer, WriteTransfer
 from cwsandbox.wire import events
 from cwsandbox.wire.channel import Channel, Role, StreamKind
 from cwsandbox.wire.errors import Code, PeerSilentError, ProtocolError, Status, WireError
-from cwsandbox.wire.streams import ExecOpen, LogsOpen, ReadOpen, WriteOpen
+from cwsandbox.wire.streams import ExecOpen, FilesOpen, LogsOpen, ReadOpen, WriteOpen
 
 if TYPE_CHECKING:
     from cwsandbox.gateway.registry import PeerProcess
@@ -246,5 +247,7 @@ def _make_task(service: Service, principal: str, stream: Stream) -> StreamTask:
             return ReadTransfer(service, principal, stream, ReadOpen.from_params(stream.params))
         case StreamKind.WRITE:
             return WriteTransfer(service, principal, stream, WriteOpen.from_params(stream.params))
+        case StreamKind.FILES:
+            return FileOperation(service, principal, stream, FilesOpen.from_params(stream.params))
         case StreamKind.LOGS:
             return LogStream(service, principal, stream, LogsOpen.from_params(stream.params))

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import abc
 import contextlib
+import errno
 from collections import deque
 from typing import TYPE_CHECKING
 
@@ -26,11 +27,15 @@ if TYPE_CHECKING:
     from cwsandbox.gateway.service import Service
     from cwsandbox.runners.base import Box
     from cwsandbox.wire.channel import Stream
-    from cwsandbox.wire.streams import ReadOpen, WriteOpen
+    from cwsandbox.wire.streams import FilesOpen, ReadOpen, WriteOpen
 
 
-class _Transfer(StreamTask):
-    def __init__(self, service: Service, principal: str, stream: Stream, request: ReadOpen | WriteOpen) -> None:
+class Transfer(StreamTask):
+    """What all streams about files have in common: a running sandbox, a limit, and errors with the path in them."""
+
+    def __init__(
+        self, service: Service, principal: str, stream: Stream, request: ReadOpen | WriteOpen | FilesOpen
+    ) -> None:
         super().__init__(service, principal, stream)
         self._request = request
 
@@ -50,7 +55,7 @@ class _Transfer(StreamTask):
         """Move the bytes; OSErrors become statuses with the path in them."""
 
 
-class ReadTransfer(_Transfer):
+class ReadTransfer(Transfer):
     """A file on its way to the client."""
 
     async def _transfer(self, box: Box) -> None:
@@ -66,7 +71,7 @@ class ReadTransfer(_Transfer):
                 await source.aclose()
 
 
-class WriteTransfer(_Transfer):
+class WriteTransfer(Transfer):
     """A file on its way into the box: in place when the client's EOF was received, and not before."""
 
     def __init__(self, service: Service, principal: str, stream: Stream, request: WriteOpen) -> None:
@@ -129,25 +134,29 @@ def _file_errors(sandbox: LiveSandbox, path: str) -> Iterator[None]:
 
 
 def _file_error(problem: OSError, path: str) -> StatusError:
-    code, reason = Code.INTERNAL, Reason.FILE_IO_FAILED
-    for kind, its_code, its_reason in _KINDS:
-        if isinstance(problem, kind):
-            code, reason = its_code, its_reason
+    code, reason = _REASONS.get(problem.errno or 0, (Code.INTERNAL, Reason.FILE_IO_FAILED))
     text = problem.strerror or str(problem)
+    where = problem.filename
+    # In a folder, say which file; the agent may send a path that is no text.
+    path = where.encode(errors="replace").decode() if isinstance(where, str) and where else path
     metadata = {"filepath": path}
     if problem.errno is not None:
         metadata["errno"] = str(problem.errno)
     return error(code, f"{path}: {text}", reason, metadata)
 
 
-_KINDS: tuple[tuple[type[OSError], Code, Reason], ...] = (
-    (FileNotFoundError, Code.NOT_FOUND, Reason.FILE_NOT_FOUND),
-    (IsADirectoryError, Code.FAILED_PRECONDITION, Reason.FILE_IS_DIRECTORY),
-    (PermissionError, Code.PERMISSION_DENIED, Reason.FILE_PERMISSION_DENIED),
-)
+_REASONS = {
+    errno.ENOENT: (Code.NOT_FOUND, Reason.FILE_NOT_FOUND),
+    errno.EISDIR: (Code.FAILED_PRECONDITION, Reason.FILE_IS_DIRECTORY),
+    errno.ENOTDIR: (Code.FAILED_PRECONDITION, Reason.FILE_NOT_A_DIRECTORY),
+    errno.EEXIST: (Code.ALREADY_EXISTS, Reason.FILE_EXISTS),
+    errno.ENOTEMPTY: (Code.FAILED_PRECONDITION, Reason.FILE_DIRECTORY_NOT_EMPTY),
+    errno.EACCES: (Code.PERMISSION_DENIED, Reason.FILE_PERMISSION_DENIED),
+    errno.EPERM: (Code.PERMISSION_DENIED, Reason.FILE_PERMISSION_DENIED),
+}
 
 
-def _timed_out(request: ReadOpen | WriteOpen) -> StatusError:
+def _timed_out(request: ReadOpen | WriteOpen | FilesOpen) -> StatusError:
     return error(
         Code.DEADLINE_EXCEEDED,
         f"{request.path} took longer than {request.timeout_seconds:g} s",

@@ -19,6 +19,8 @@ if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
     from types import TracebackType
 
+    from cwsandbox.wire.streams import FileInfo, FilesOpen
+
 
 class IsolationLevel(enum.StrEnum):
     """How strongly a box is separated from its host."""
@@ -348,6 +350,33 @@ class Listener(Protocol):
         ...
 
 
+class FileJob(Protocol):
+    """A file operation that streams, and has begun; see `FileAction` for which has input and which output."""
+
+    @property
+    def input(self) -> ByteSink | None:
+        """What it takes: UNPACK only. `aclose` is the end of the stream."""
+        ...
+
+    @property
+    def output(self) -> ByteSource:
+        """What it gives; ends with the job, well or not."""
+        ...
+
+    async def wait(self) -> None:
+        """Wait for its end, when the output was read and the input closed.
+
+        Raises:
+            OSError: What the box's kernel said, with the path where it said it.
+            BoxGoneError: The box ended.
+        """
+        ...
+
+    async def aclose(self) -> None:
+        """End it if it runs, and wait a bounded time until it has removed what it had not completed."""
+        ...
+
+
 class Box(Protocol):
     """One sandbox on a runner."""
 
@@ -412,6 +441,17 @@ class Box(Protocol):
         Raises:
             OSError: A program of the sandbox has the port (EADDRINUSE).
             BoxGoneError: The box ended.
+        """
+        ...
+
+    async def file_info(self, request: FilesOpen) -> FileInfo:
+        """Do a quick action of `FileAction`. Raises as `open_file`."""
+        ...
+
+    async def file_job(self, request: FilesOpen) -> FileJob:
+        """Begin an action that streams; waits while too many run. Raises as `open_file`.
+
+        If cancelled, nothing is left running.
         """
         ...
 

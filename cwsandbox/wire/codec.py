@@ -24,13 +24,16 @@ from cattrs.gen import make_dict_unstructure_fn, override
 
 from cwsandbox.wire.errors import WireError
 
-__all__ = ["Int64", "dump", "json_name", "load", "structure", "unstructure"]
+__all__ = ["Int64", "PosixPath", "dump", "json_name", "load", "structure", "unstructure"]
 
 T = TypeVar("T")
 Hook = Callable[[Any, Any], Any]
 
 Int64 = NewType("Int64", int)
 """An integer that JSON carries as a string, because JavaScript's numbers would round it."""
+
+PosixPath = NewType("PosixPath", str)
+"""A path as `os.fsdecode` gives it: text, or `{"base64": ...}` where its bytes are no UTF-8."""
 
 _INT64_LIMIT = 2**63
 _EXACT_LIMIT = 2**53
@@ -126,6 +129,12 @@ def _bytes(value: Any, _: Any) -> bytes:
         return base64.b64decode(text + "=" * (-len(text) % 4), validate=True)
     except (binascii.Error, ValueError):
         raise WireError("", "must be base64") from None
+
+
+def _path(value: Any, _: Any) -> str:
+    if isinstance(value, Mapping) and value.keys() == {"base64"}:
+        return _bytes(value["base64"], bytes).decode("utf-8", "surrogateescape")
+    return _string(value, str)
 
 
 def _time(value: Any, _: Any) -> datetime:
@@ -237,6 +246,14 @@ def _utc_text(value: datetime) -> str:
     return value.astimezone(UTC).isoformat().replace("+00:00", "Z")
 
 
+def _plain_path(value: str) -> str | dict[str, str]:
+    try:
+        value.encode()
+    except UnicodeEncodeError:
+        return {"base64": base64.b64encode(value.encode("utf-8", "surrogateescape")).decode()}
+    return value
+
+
 def _model_unstructure_hook(cls: type[Any]) -> Callable[[Any], dict[str, Any]]:
     attrs.resolve_types(cls)
     names: Any = {a.name: override(rename=json_name(a.name)) for a in attrs.fields(cls)}
@@ -253,6 +270,7 @@ def _make_converter() -> cattrs.Converter:
         bytes: _bytes,
         datetime: _time,
         Int64: _int64,
+        PosixPath: _path,
     }
     for cls, hook in hooks.items():
         converter.register_structure_hook(cls, hook)
@@ -264,6 +282,7 @@ def _make_converter() -> cattrs.Converter:
     converter.register_unstructure_hook(bytes, lambda value: base64.b64encode(value).decode())
     converter.register_unstructure_hook(datetime, _utc_text)
     converter.register_unstructure_hook(Int64, str)
+    converter.register_unstructure_hook(PosixPath, _plain_path)
     converter.register_unstructure_hook_func(_is_enum, lambda value: value.value)
     converter.register_unstructure_hook_factory(attrs.has, _model_unstructure_hook)
     return converter

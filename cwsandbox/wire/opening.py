@@ -34,6 +34,7 @@ class StreamKind(enum.StrEnum):
     LOGS = "logs"
     READ = "read"
     WRITE = "write"
+    FILES = "files"
 
 
 @frozen

@@ -5,6 +5,7 @@
     logs           LogsOpen               data down                       exit status 0
     read           ReadOpen               data down                       exit status 0
     write          WriteOpen              data up                         exit status 0, once the file is in place
+    files          FilesOpen              see `FileAction`                exit status 0
 
 All of them may fail with a status instead. Times are in seconds; `wait_seconds` bounds the wait for the sandbox to be
 RUNNING, `timeout_seconds` what follows, and None means no limit. Environment values are never part of a repr.
@@ -12,18 +13,22 @@ RUNNING, `timeout_seconds` what follows, and None means no limit. Environment va
 
 from __future__ import annotations
 
+import enum
 from collections.abc import Mapping  # noqa: TC003 - the codec resolves annotations
 from datetime import datetime  # noqa: TC003 - likewise
 from typing import Any, Self
 
 from attrs import Attribute, field, frozen, validators
 
-from cwsandbox.wire.codec import structure, unstructure
+from cwsandbox.wire.codec import Int64, PosixPath, structure, unstructure
 
 __all__ = [
     "LOG_STAMP_BYTES",
     "ExecInfo",
     "ExecOpen",
+    "FileAction",
+    "FileInfo",
+    "FilesOpen",
     "LogsInfo",
     "LogsOpen",
     "ReadInfo",
@@ -55,6 +60,7 @@ LOG_STAMP_BYTES = 28
 """The length of the time before a line of a log, such as `2026-04-30T12:00:00.123456Z `."""
 
 _seconds = validators.optional(validators.ge(0))
+_ZERO = Int64(0)
 _path = validators.and_(validators.min_len(1), _no_nul)
 
 
@@ -118,7 +124,7 @@ class ReadOpen(_Params):
     """Read a file."""
 
     sandbox_id: str
-    path: str = field(validator=_path)
+    path: PosixPath = field(validator=_path)
     timeout_seconds: float | None = field(default=None, validator=_seconds)
     wait_seconds: float | None = field(default=None, validator=_seconds)
 
@@ -132,10 +138,91 @@ class WriteOpen(_Params):
     """
 
     sandbox_id: str
-    path: str = field(validator=_path)
+    path: PosixPath = field(validator=_path)
     size: int | None = field(default=None, validator=_seconds)
     timeout_seconds: float | None = field(default=None, validator=_seconds)
     wait_seconds: float | None = field(default=None, validator=_seconds)
+
+
+class FileAction(enum.Enum):
+    """What a files stream does.
+
+    The first group answers in the confirmation, with `FileInfo`. For the others the confirmation means that the work
+    has begun (the folder could be opened, the watch is in place), and the exit status that it is done.
+    """
+
+    STAT = "stat"
+    MKDIR = "mkdir"
+    RMDIR = "rmdir"
+    UNLINK = "unlink"
+
+    LIST = "list"
+    """Down: lines, each a JSON array of entries `[name, mode, size, mtime in ns]`."""
+    GLOB = "glob"
+    """Likewise; names are paths relative to `path`."""
+    WATCH = "watch"
+    """Down: lines, each a JSON array of events `[kind, path, is a folder, target]`; without end."""
+    MOVE = "move"
+    REMOVE = "remove"
+    """A file, or a folder with all that is in it."""
+    PACK = "pack"
+    """Down: a folder stream (see `folderstream`)."""
+    UNPACK = "unpack"
+    """Up: a folder stream; all of it is in place at the end, or the part of a folder that was there before."""
+
+    @property
+    def quick(self) -> bool:
+        """Answered in the confirmation."""
+        return self in {FileAction.STAT, FileAction.MKDIR, FileAction.RMDIR, FileAction.UNLINK}
+
+
+@frozen(kw_only=True)
+class FilesOpen(_Params):
+    """Do something with files.
+
+    Attributes:
+        path: Relative paths start at the sandbox's home.
+        target: MOVE: where to.
+        pattern: GLOB: shell wildcards, `**` for any number of folders.
+        follow: STAT: of what a symlink leads to.
+        parents: MKDIR: missing parents too.
+        exist_ok: MKDIR: a folder that is there already is fine.
+        recursive: WATCH: folders below, too.
+        totals: PACK: count first, for progress.
+    """
+
+    sandbox_id: str
+    action: FileAction
+    path: PosixPath = field(validator=_path)
+    target: PosixPath | None = field(default=None, validator=validators.optional(_path))
+    pattern: PosixPath | None = field(default=None, validator=validators.optional(_path))
+    follow: bool = True
+    parents: bool = False
+    exist_ok: bool = False
+    recursive: bool = False
+    totals: bool = False
+    timeout_seconds: float | None = field(default=None, validator=_seconds)
+    wait_seconds: float | None = field(default=None, validator=_seconds)
+
+    def __attrs_post_init__(self) -> None:
+        for action, name in ((FileAction.MOVE, "target"), (FileAction.GLOB, "pattern")):
+            if (self.action is action) != (getattr(self, name) is not None):
+                raise ValueError(f"{name} goes with {action.value}, and only with it")
+
+
+@frozen(kw_only=True)
+class FileInfo(_Params):
+    """The confirmation of a quick action.
+
+    Attributes:
+        mode: Type and permissions, as `stat` has them; 0 where nothing was asked.
+        size: In bytes.
+        mtime_ns: The last change, in ns since 1970.
+    """
+
+    mode: int = 0
+    size: Int64 = _ZERO
+    mtime_ns: Int64 = _ZERO
 
 
 @frozen(kw_only=True)

@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 import contextlib
+import errno
+import json
 import os
 import signal
 import subprocess
+import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Self
 
 import anyio
 import anyio.abc
+from anyio.streams.buffered import BufferedByteReceiveStream
 
 from cwsandbox.runners.base import (
     Box,
@@ -24,10 +28,15 @@ from cwsandbox.runners.base import (
     RunnerError,
     TerminalSize,
 )
+from cwsandbox.runners.local import fileops
+from cwsandbox.runners.local.filejob import read_info, request_body
+from cwsandbox.wire.streams import FileAction
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
     from types import TracebackType
+
+    from cwsandbox.wire.streams import FileInfo, FilesOpen
 
 
 class HostSink:
@@ -111,6 +120,39 @@ class HostTarget:
         Path(f"{self._path}.part").unlink(missing_ok=True)
 
 
+class HostJob:
+    """A file operation as a process of its own: its status comes on stderr."""
+
+    CODE = (
+        "import json, sys; from cwsandbox.runners.local import fileops; fileops._run(json.loads(sys.argv[1]), 1, 2, 0)"
+    )
+
+    def __init__(self, process: anyio.abc.Process, *, has_input: bool) -> None:
+        self.process = process
+        assert process.stdin is not None
+        assert process.stdout is not None
+        assert process.stderr is not None
+        self.input = HostSink(process.stdin) if has_input else None
+        self.output = process.stdout
+        self._status = BufferedByteReceiveStream(process.stderr)
+
+    async def read_status(self) -> None:
+        try:
+            said = json.loads(await self._status.receive_until(b"\n", 10_000))
+        except (anyio.IncompleteRead, anyio.ClosedResourceError):
+            raise OSError(errno.EIO, "the file operation was killed") from None
+        if "errno" in said:
+            raise OSError(said["errno"], said["message"], said["path"])
+
+    async def wait(self) -> None:
+        await self.read_status()
+
+    async def aclose(self) -> None:
+        with contextlib.suppress(ProcessLookupError):
+            self.process.kill()
+        await self.process.aclose()
+
+
 class HostBox:
     isolation = IsolationLevel.PROCESS
 
@@ -122,6 +164,7 @@ class HostBox:
         self._commands: list[HostCommand] = []
         self._gone = anyio.Event()
         self.stops: list[float] = []
+        self.jobs: list[HostJob] = []
 
     async def exec(self, spec: ExecSpec) -> HostCommand:
         if self._gone.is_set() or self.main.process.returncode is not None:
@@ -144,6 +187,18 @@ class HostBox:
         if os.path.isdir(path):
             raise IsADirectoryError(21, "Is a directory")
         return HostTarget(await anyio.open_file(f"{path}.part", "wb"), Path(path))
+
+    async def file_info(self, request: FilesOpen) -> FileInfo:
+        info = read_info(fileops.quick(request_body(request)))
+        assert info is not None
+        return info
+
+    async def file_job(self, request: FilesOpen) -> HostJob:
+        argv = [sys.executable, "-c", HostJob.CODE, json.dumps(request_body(request))]
+        job = HostJob(await anyio.open_process(argv), has_input=request.action is FileAction.UNPACK)
+        self.jobs.append(job)
+        await job.read_status()
+        return job
 
     async def stop(self, grace_seconds: float) -> None:
         self.stops.append(grace_seconds)

@@ -82,7 +82,7 @@ class TestFiles:
         [
             ("/no/such/file", Code.NOT_FOUND, Reason.FILE_NOT_FOUND),
             ("/tmp", Code.FAILED_PRECONDITION, Reason.FILE_IS_DIRECTORY),
-            ("/proc/self/mem/x", Code.INTERNAL, Reason.FILE_IO_FAILED),
+            ("/proc/self/mem/x", Code.FAILED_PRECONDITION, Reason.FILE_NOT_A_DIRECTORY),
         ],
     )
     async def test_errors_of_files_are_typed(self, world: World, path: str, code: Code, reason: Reason) -> None:

@@ -1,12 +1,24 @@
 from __future__ import annotations
 
 import json
+import os
 from datetime import UTC, datetime
 
 import pytest
 
 from cwsandbox.wire.errors import WireError
-from cwsandbox.wire.streams import ExecInfo, ExecOpen, LogsOpen, ReadInfo, ReadOpen, TerminalSize, WriteOpen
+from cwsandbox.wire.streams import (
+    ExecInfo,
+    ExecOpen,
+    FileAction,
+    FileInfo,
+    FilesOpen,
+    LogsOpen,
+    ReadInfo,
+    ReadOpen,
+    TerminalSize,
+    WriteOpen,
+)
 
 OPENS = [
     ExecOpen(sandbox_id="s", argv=("true",)),
@@ -24,6 +36,12 @@ OPENS = [
     ReadOpen(sandbox_id="s", path="a b"),
     WriteOpen(sandbox_id="s", path="/x", size=2**40, timeout_seconds=3.0, wait_seconds=4.0),
     LogsOpen(sandbox_id="s", follow=True, tail_lines=0, since_time=datetime(2026, 1, 1, tzinfo=UTC), timestamps=True),
+    ReadOpen(sandbox_id="s", path=os.fsdecode(b"/not-utf-8-\xff")),
+    FilesOpen(sandbox_id="s", action=FileAction.MOVE, path="/a", target=os.fsdecode(b"/\xfe"), timeout_seconds=1.0),
+    FilesOpen(sandbox_id="s", action=FileAction.GLOB, path="/a", pattern="**", wait_seconds=1.0),
+    FilesOpen(sandbox_id="s", action=FileAction.MKDIR, path="/a", parents=True, exist_ok=True, follow=False),
+    FilesOpen(sandbox_id="s", action=FileAction.WATCH, path="/a", recursive=True),
+    FileInfo(mode=0o100644, size=2**60, mtime_ns=-1),
     ExecInfo(pid=3),
     ReadInfo(size=4),
 ]
@@ -85,6 +103,28 @@ def test_a_path_that_cannot_be_one_is_refused(path: str | None) -> None:
     for cls in (ReadOpen, WriteOpen):
         with pytest.raises(WireError):
             cls.from_params({"sandboxId": "s", "path": path})
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"action": "burn"},
+        {"action": None},
+        {"action": "move"},
+        {"target": "/b"},
+        {"action": "glob"},
+        {"pattern": "*"},
+        {"path": ""},
+        {"path": {"base64": "AA=="}},
+        {"path": {"base64": "?"}},
+        {"path": {"base64": "YQ==", "more": "YQ=="}},
+        {"timeoutSeconds": -1},
+        {"recursive": 1},
+    ],
+)
+def test_a_wrong_file_operation_is_refused(change: dict[str, object]) -> None:
+    with pytest.raises(WireError):
+        FilesOpen.from_params({"sandboxId": "s", "action": "stat", "path": "/a", **change})
 
 
 def test_what_is_wrong_with_a_value_does_not_show_it() -> None:

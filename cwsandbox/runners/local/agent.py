@@ -15,7 +15,7 @@ import time
 from collections import deque
 from typing import TYPE_CHECKING, Any, NoReturn
 
-from cwsandbox.runners.local import files, ports, protocol
+from cwsandbox.runners.local import fileops, files, ports, protocol
 from cwsandbox.runners.local.descriptors import close_others
 from cwsandbox.runners.local.marks import LimitMarks, Mark, Marks, NamespaceMarks, TreeKill
 from cwsandbox.runners.local.spawn import DEFAULT_PATH, NotStartedError, Spawner, Started
@@ -26,6 +26,7 @@ if TYPE_CHECKING:
 
 _READ, _WRITE = selectors.EVENT_READ, selectors.EVENT_WRITE
 _LIMIT_OF_PENDING_FILES = 64
+_LIMIT_OF_FILE_JOBS = 256
 
 
 def serve(plan: dict[str, Any], listener: socket.socket) -> NoReturn:
@@ -134,6 +135,8 @@ class Agent:
         self._commands: dict[str, Command] = {}
         self._running: dict[int, Command] = {}
         self._kills: dict[int, TreeKill] = {}
+        self._file_jobs: dict[int, int] = {}
+        """Process ids of children that work on files, by request."""
         self._ending: TreeKill | None = None
         self._gateway: Gateway | None = None
         self._alone_since = time.monotonic()
@@ -151,6 +154,9 @@ class Agent:
             "create": self._create,
             "commit": self._commit,
             "abort": self._abort,
+            "file": self._file,
+            "file_job": self._file_job,
+            "end_file_job": self._end_file_job,
             "end": self._end,
             "connect": self._connect,
             "listen": self._listen,
@@ -324,6 +330,7 @@ class Agent:
                 break
             if pid == 0:
                 break
+            self._file_jobs = {job: child for job, child in self._file_jobs.items() if child != pid}
             command = self._running.pop(pid, None)
             if command is not None:
                 command.status = os.waitstatus_to_exitcode(status)
@@ -336,7 +343,9 @@ class Agent:
         now = time.monotonic()
         if all(kill.next_look > now for kill in self._kills.values()):
             return
-        processes = list(self._marks.processes())
+        # Children that work on files belong to no command.
+        workers = set(self._file_jobs.values())
+        processes = [process for process in self._marks.processes() if process[0] not in workers]
         for value, kill in list(self._kills.items()):
             if kill.look(processes):
                 del self._kills[value]
@@ -401,6 +410,31 @@ class Agent:
         pending = gateway.pending.pop(message.body["file"], None)
         if pending is not None:
             files.abort(pending)
+
+    def _file_request(self, message: protocol.Message) -> dict[str, Any]:
+        """The request with paths that do not depend on where the agent is."""
+        body = message.body
+        paths = {name: os.path.join(self._home, body[name]) for name in ("path", "target") if body[name] is not None}
+        return {**body, **paths}
+
+    def _file(self, gateway: Gateway, message: protocol.Message) -> None:
+        gateway.send({"id": message.body["id"], "found": fileops.quick(self._file_request(message))})
+
+    def _file_job(self, gateway: Gateway, message: protocol.Message) -> None:
+        if len(self._file_jobs) >= _LIMIT_OF_FILE_JOBS:
+            raise OSError(11, "too many file operations at once")
+        pid, fds = fileops.begin(self._file_request(message))
+        self._file_jobs[message.body["id"]] = pid
+        gateway.send({"id": message.body["id"]}, fds=fds)
+        for fd in fds:
+            os.close(fd)
+
+    def _end_file_job(self, gateway: Gateway, message: protocol.Message) -> None:
+        pid = self._file_jobs.get(message.body["job"])
+        if pid is not None:
+            os.kill(pid, signal.SIGTERM)
+        if "id" in message.body:
+            gateway.send({"id": message.body["id"]})
 
     # -- connections
 

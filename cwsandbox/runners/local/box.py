@@ -25,9 +25,11 @@ from cwsandbox.runners.base import (
 )
 from cwsandbox.runners.local import connecting, protocol
 from cwsandbox.runners.local.command import LocalCommand
+from cwsandbox.runners.local.filejob import LocalFileJob, read_info, request_body
 from cwsandbox.runners.local.link import Link, LinkClosedError
 from cwsandbox.runners.local.transfers import FileWriter, InlineFile, OpenFile, is_regular
 from cwsandbox.runners.local.trees import remove_tree
+from cwsandbox.wire.streams import FileAction
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -35,10 +37,13 @@ if TYPE_CHECKING:
     from anyio.abc import TaskGroup
 
     from cwsandbox.runners.sockets import SocketStream
+    from cwsandbox.wire.streams import FileInfo, FilesOpen
 
 MAIN = "main"
 _BOX_HAS_ITS_END_SECONDS = 10.0
 _CANCEL_SECONDS = 5.0
+_FILE_JOBS = 16
+"""File operations that stream at once, as each is a process in the box. Watches, which may last, are not counted."""
 
 
 class LocalBox:
@@ -76,6 +81,7 @@ class LocalBox:
         self._gone = anyio.Event()
         self._listed = anyio.Event()
         self._to_list = -1
+        self._file_jobs = anyio.Semaphore(_FILE_JOBS)
         self.swept: anyio.Event = anyio.Event()
         """Set by the runner when the zygote has reaped the box; boxes of an earlier zygote have it set from the
         start."""
@@ -195,6 +201,50 @@ class LocalBox:
         """
         (await self._ask({"op": "listen", "port": port})).close_fds()
         return connecting.BoxListener(self, port)
+
+    async def file_info(self, request: FilesOpen) -> FileInfo:
+        """Do a quick action. Raises as `open_file`."""
+        _check_paths(request)
+        reply = await self._ask({"op": "file", **request_body(request)})
+        reply.close_fds()
+        info = read_info(reply.body.get("found"))
+        if info is None:
+            raise self._broken("a file's status that is none")
+        return info
+
+    async def file_job(self, request: FilesOpen) -> LocalFileJob:
+        """Begin an action that streams; waits while too many run. Raises as `open_file`.
+
+        If cancelled, nothing is left running.
+        """
+        _check_paths(request)
+        slots = None if request.action is FileAction.WATCH else self._file_jobs
+        if slots is not None:
+            await slots.acquire()
+        try:
+            return await self._begin_file_job(request, slots)
+        except BaseException:
+            if slots is not None:
+                slots.release()
+            raise
+
+    async def _begin_file_job(self, request: FilesOpen, slots: anyio.Semaphore | None) -> LocalFileJob:
+        number = self._link.next_request()
+        try:
+            reply = await self._ask({"op": "file_job", **request_body(request)})
+        except anyio.get_cancelled_exc_class():
+            self._post({"op": "end_file_job", "job": number})
+            raise
+        try:
+            job = LocalFileJob(self, number, reply, slots, has_input=request.action is FileAction.UNPACK)
+        except ValueError:
+            raise self._broken("a file operation without its pipes") from None
+        try:
+            await job.begun()
+        except BaseException:
+            await job.end()
+            raise
+        return job
 
     async def stop(self, grace_seconds: float) -> None:
         """TERM to the main command, wait up to `grace_seconds` for it, KILL everything, remove the box's layer.
@@ -432,6 +482,12 @@ def _check(spec: ExecSpec) -> None:
             raise CommandNotStartedError(f"the environment variable {name!r} cannot be passed to a command", 126)
     if spec.cwd is not None and "\0" in spec.cwd:
         raise CommandNotStartedError("the working directory contains a NUL byte", 2)
+
+
+def _check_paths(request: FilesOpen) -> None:
+    for path in (request.path, request.target, request.pattern):
+        if path is not None:
+            _checked_path(path)
 
 
 def _checked_path(path: str) -> str:

@@ -105,13 +105,18 @@ def write_whole(path: str, content: bytes) -> None:
     """Write a small file in one go, as atomically as a large one."""
     pending = begin_write(path)
     try:
-        view = memoryview(content)
-        while view:
-            view = view[os.write(pending.fd, view) :]
+        write_all(pending.fd, content)
     except BaseException:
         abort(pending)
         raise
     commit(pending)
+
+
+def write_all(fd: int, content: bytes) -> None:
+    """Write all of `content` to a blocking descriptor."""
+    view = memoryview(content)
+    while view:
+        view = view[os.write(fd, view) :]
 
 
 def place(path: str, content: bytes) -> bool:

@@ -1,0 +1,89 @@
+"""The files stream: one operation on the files of a box, quick or streaming.
+
+What a box says in rows, events and folder streams passes through as it is: the client checks it, and here it is only
+bounded, by the stream's credit.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from typing import TYPE_CHECKING
+
+import anyio
+
+from cwsandbox.gateway.pulse import Pulse
+from cwsandbox.gateway.transfer import Transfer
+from cwsandbox.wire.streams import FileAction
+
+if TYPE_CHECKING:
+    from cwsandbox.gateway.service import Service
+    from cwsandbox.runners.base import Box, ByteSink, ByteSource
+    from cwsandbox.wire.channel import Stream
+    from cwsandbox.wire.streams import FilesOpen
+
+# A job that was told to end has this long to tidy up, and the agent's word for it a moment more.
+_END_SECONDS = 6.0
+
+
+class FileOperation(Transfer):
+    """One operation; see `FileAction`."""
+
+    def __init__(self, service: Service, principal: str, stream: Stream, request: FilesOpen) -> None:
+        super().__init__(service, principal, stream, request)
+        self._action = request
+        self._received: deque[bytes] = deque()
+        self._eof = False
+        self._arrived = Pulse()
+
+    def on_data(self, data: bytes) -> None:
+        """Queue data; the stream's window bounds the queue."""
+        if self._action.action is not FileAction.UNPACK:
+            super().on_data(data)
+            return
+        self._received.append(data)
+        self._arrived.notify()
+
+    def on_eof(self) -> None:
+        """The client's folder is complete."""
+        self._eof = True
+        self._arrived.notify()
+
+    async def _transfer(self, box: Box) -> None:
+        if self._action.action.quick:
+            info = await box.file_info(self._action)
+            self.stream.confirm(info.to_params())
+            self.stream.send_eof()
+            return
+        job = await box.file_job(self._action)
+        try:
+            self.stream.confirm({})
+            self.wake()
+            if job.input is not None:
+                await self._take(job.input)
+            await self._give(job.output)
+            await job.wait()
+        finally:
+            with anyio.move_on_after(_END_SECONDS, shield=True):
+                await job.aclose()
+
+    async def _take(self, sink: ByteSink) -> None:
+        """Pass on what the client sends. A job that takes no more says in the end why."""
+        try:
+            while self._received or not self._eof:
+                if not self._received:
+                    await self._arrived.wait()
+                    continue
+                await sink.send(self._received[0])
+                self.stream.consumed(len(self._received.popleft()))
+                self.wake()
+        except anyio.BrokenResourceError:
+            pass
+        finally:
+            await sink.aclose()
+
+    async def _give(self, source: ByteSource) -> None:
+        try:
+            while True:
+                self._send(await source.receive(await self._room()))
+        except anyio.EndOfStream:
+            self.stream.send_eof()
