@@ -50,7 +50,11 @@ def logs(sandbox_id: str, follow: bool, tail: int | None, since: datetime | None
         from cwsandbox.cli.streams import STDOUT, Output
 
         sandbox = await session.from_id(sandbox_id, adopt=False)
-        reader = sandbox.stream_logs(follow=follow, tail_lines=tail, since_time=since, timestamps=timestamps or as_json)
+        # One that has ended has all of its log: there is nothing to follow, and no reason to refuse.
+        ended = sandbox.status is not None and sandbox.status.is_terminal
+        reader = sandbox.stream_logs(
+            follow=follow and not ended, tail_lines=tail, since_time=since, timestamps=timestamps or as_json
+        )
         stdout = Output(STDOUT)
         async for line in reader:
             await stdout.write((_object(line) if as_json else line).encode())
