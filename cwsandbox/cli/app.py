@@ -12,7 +12,7 @@ import click
 
 from cwsandbox._version import __version__
 from cwsandbox.cli.output import error_line
-from cwsandbox.cli.running import Interrupted
+from cwsandbox.cli.running import Interrupted, hard_exit
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -26,6 +26,7 @@ _SECTIONS: Final = {
         "ls": "listing",
         "get": "listing",
         "exec": "execute",
+        "sh": "shell",
         "logs": "logs",
         "stop": "ending",
         "rm": "ending",
@@ -102,7 +103,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         with contextlib.suppress(OSError):
             sys.stdout.flush()
         # A thread may still be writing to a reader that does not read; an ordinary exit would wait for it.
-        os._exit(interruption.status if isinstance(interruption, Interrupted) else 130)
+        hard_exit(interruption.status if isinstance(interruption, Interrupted) else 130)
     return status
 
 

@@ -11,6 +11,7 @@ from cwsandbox.cli.output import print_json, printable, sandbox_summary
 from cwsandbox.cli.parameters import Duration, cwd_option, environment_option, output_option, timeout_option
 from cwsandbox.cli.passing import command_argument
 from cwsandbox.cli.running import run_in_session
+from cwsandbox.cli.shell import TerminalCommand, require_terminal
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -108,6 +109,7 @@ def _read_annotations(ctx: click.Context, param: click.Parameter, values: tuple[
     "-d", "--detach", is_flag=True, help="Leave it running, COMMAND as its main command; print its id and return."
 )
 @click.option("-k", "--keep", is_flag=True, help="Leave the sandbox when COMMAND has ended; its id goes to stderr.")
+@click.option("--tty", is_flag=True, help="Give COMMAND this terminal, as `sh` does.")
 @cwd_option
 @timeout_option("Kill COMMAND after this long (default 5m; inf for no limit).")
 @environment_option
@@ -119,6 +121,7 @@ def run(
     command: tuple[str, ...],
     detach: bool,
     keep: bool,
+    tty: bool,
     cwd: str | None,
     timeout: float | None,
     environment: dict[str, str],
@@ -138,15 +141,19 @@ def run(
     cwsandbox run --detach python -m http.server 8000    `logs` shows its output
     """
     if detach:
-        for name, given in (("--keep", keep), ("--cwd", cwd), ("--timeout", timeout), ("--stdin", stdin)):
-            if given:
-                raise click.UsageError(f"{name} is for a command that is waited for, and --detach does not wait")
+        waiting = {"--keep": keep, "--tty": tty, "--cwd": cwd, "--timeout": timeout, "--stdin": stdin}
+        _refuse(waiting, "is for a command that is waited for, and --detach does not wait")
     elif not command:
         raise click.UsageError("a COMMAND is needed, or --detach for a sandbox that stays")
+    if tty:
+        _refuse({"--timeout": timeout, "--stdin": stdin, "--output json": output == "json"}, "does not go with --tty")
+        require_terminal()
     wanted = {**_constructor_arguments(options), "environment_variables": environment}
     if detach:
         return run_in_session(lambda session: _leave_running(session, command, wanted, output))
-    remote = RemoteCommand(command, cwd, timeout, {}, wants_input(stdin))
+    remote: RemoteCommand | TerminalCommand = RemoteCommand(command, cwd, timeout, {}, wants_input(stdin))
+    if tty:
+        remote = TerminalCommand(command, cwd, {})
     return run_in_session(lambda session: _run(session, remote, wanted, keep, output))
 
 
@@ -171,13 +178,21 @@ def _given(options: dict[str, Any]) -> dict[str, Any]:
     return {name: value for name, value in options.items() if value not in (None, (), [], {})}
 
 
-async def _run(session: Session, remote: RemoteCommand, wanted: dict[str, Any], keep: bool, output: str) -> int:
+def _refuse(options: dict[str, Any], why: str) -> None:
+    for name, given in options.items():
+        if given:
+            raise click.UsageError(f"{name} {why}")
+
+
+async def _run(
+    session: Session, remote: RemoteCommand | TerminalCommand, wanted: dict[str, Any], keep: bool, output: str
+) -> int:
     from cwsandbox.cli.progress import waiting
 
     sandbox = session.sandbox(**wanted)
     async with waiting("Starting a sandbox"):
         await sandbox
-    if output == "json":
+    if output == "json" and isinstance(remote, RemoteCommand):
         outcome = await remote.run_to_json(sandbox)
         print_json(outcome)
         status = int(outcome["returncode"])

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import os
 import signal
+from collections.abc import Callable  # noqa: TC003 - a module attribute has it
 from contextlib import asynccontextmanager
-from typing import TYPE_CHECKING, Final, TypeVar
+from typing import TYPE_CHECKING, Final, NoReturn, TypeVar
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Awaitable, Callable
+    from collections.abc import AsyncIterator, Awaitable
 
     import anyio
     from anyio.abc import TaskGroup, TaskStatus
@@ -18,6 +19,8 @@ if TYPE_CHECKING:
 T = TypeVar("T")
 
 _ENDING: Final = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+before_hard_exit: list[Callable[[], object]] = []
+"""What has to be undone even where nothing else is cleaned up: the terminal's mode."""
 
 
 class Interrupted(Exception):  # noqa: N818 - not an error
@@ -82,6 +85,13 @@ async def _attend(operation: Callable[[], Awaitable[T]]) -> T:
     raise Interrupted(received[0])
 
 
+def hard_exit(status: int) -> NoReturn:
+    """End the program at once, whatever its threads do."""
+    for undo in before_hard_exit:
+        undo()
+    os._exit(status)
+
+
 async def _watch_signals(work: anyio.CancelScope, received: list[int], *, task_status: TaskStatus[None]) -> None:
     import anyio
 
@@ -92,6 +102,6 @@ async def _watch_signals(work: anyio.CancelScope, received: list[int], *, task_s
         async for number in signals:
             if received:
                 # Cleaning up takes seconds where a gateway is out of reach; who asks twice does not want to wait.
-                os._exit(128 + number)
+                hard_exit(128 + number)
             received.append(number)
             work.cancel()

@@ -16,10 +16,12 @@ from cwsandbox.cli.running import helped
 from cwsandbox.exceptions import CWSandboxError, SandboxExecutionError
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator
+    from collections.abc import AsyncIterator, Sequence
 
+    from cwsandbox._running import RunningCommand
     from cwsandbox._runtime.readers import ChunkReader
-    from cwsandbox.process import Process, ProcessResult, StreamWriter
+    from cwsandbox.process import ProcessResult, StreamWriter
+    from cwsandbox.terminal import TerminalResult
 
 _READ_BYTES: Final = 64 * 1024
 STDIN, STDOUT, STDERR = 0, 1, 2
@@ -70,11 +72,14 @@ async def read_input(descriptor: int = STDIN) -> AsyncIterator[bytes]:
             await anyio.lowlevel.checkpoint()
 
 
-async def follow(process: Process) -> int | None:
+async def follow(
+    process: RunningCommand[ProcessResult] | RunningCommand[TerminalResult], outputs: Sequence[ChunkReader]
+) -> int | None:
     """Pass the command's output on as it comes, and our input to it; until it has ended and all was written.
 
     Args:
-        process: Made with `keep_output=False`, so that our reader sets the pace and nothing piles up.
+        process: One that does not keep its output, so that our readers set the pace and nothing piles up.
+        outputs: What goes to our standard output and, if there is a second one, to our standard error.
 
     Returns:
         Its exit code; None if nobody reads our output any more: the command was killed then.
@@ -83,7 +88,7 @@ async def follow(process: Process) -> int | None:
         CWSandboxError: As `process.result()`, after the output that there was; or the output cannot be written.
     """
     problems: list[Exception] = []
-    result: ProcessResult | None = None
+    result: ProcessResult | TerminalResult | None = None
     async with helped() as tasks:
 
         async def pump(reader: ChunkReader, output: Output) -> None:
@@ -95,10 +100,10 @@ async def follow(process: Process) -> int | None:
                 problems.append(problem)
                 tasks.cancel_scope.cancel()
 
-        if process.stdin is not None:
-            tasks.start_soon(feed, process.stdin)
+        if process._stdin is not None:
+            tasks.start_soon(feed, process._stdin)
         async with anyio.create_task_group() as pumps:
-            for reader, descriptor in zip(process._chunks(), (STDOUT, STDERR), strict=True):
+            for reader, descriptor in zip(outputs, (STDOUT, STDERR), strict=False):
                 pumps.start_soon(pump, reader, Output(descriptor))
             try:
                 result = await process
