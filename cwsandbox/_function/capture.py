@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import builtins
+import contextlib
 import functools
 import sys
 import types
@@ -41,10 +43,12 @@ class Capture:
     def __init__(self, *, use_pickle: bool) -> None:
         self.use_pickle = use_pickle
         self.nodes: list[dict[str, Any]] = []
+        self.cells: list[Ref | None] = []
         self.blobs: list[bytes] = []
         self.modules = ShippedModules()
         self.has_bytecode = False
         self._spaces: dict[int, tuple[str, dict[str, Any]]] = {}
+        self._cells: dict[int, int] = {}
         self._numbers: dict[int, int] = {}
         self._alive: list[Any] = []  # ids stay unique only as long as their objects live
 
@@ -97,7 +101,7 @@ class Capture:
             case type() | FunctionType() | BuiltinFunctionType() | MethodType():
                 return self._code(value, what)
         if type(value).__module__ in _TYPING_MODULES and not isinstance(value, types.SimpleNamespace | CellType):
-            return self._bytecode(self._begin(value), value, None, what)
+            return self._bytecode(self._begin(value), value, what)
         if callable(value) and (name := importable_name(value)) is not None:
             return self._add(value, {"kind": "attribute", "module": name[0], "name": name[1]})
         return None
@@ -147,7 +151,7 @@ class Capture:
         definition = function_definition(function)
         what = f"the function {function.__qualname__}"
         if definition is None:
-            return self._bytecode(number, function, function.__module__, what)
+            return self._bytecode(number, function, what)
         node = self._source_node(number, definition, function.__globals__, function.__qualname__, what)
         cells = zip(function.__code__.co_freevars, function.__closure__ or (), strict=True)
         node["free"] = {name: self._cell(cell, f"{name!r}, used by {what},") for name, cell in cells}
@@ -166,14 +170,15 @@ class Capture:
             return self._add(cls, {"kind": "member", "outer": self.ref(holder, what), "name": name, **named})
         number = self._begin(cls)
         space = getattr(sys.modules.get(cls.__module__), "__dict__", {})
-        around = _names_around(cls)
+        around = _names_around(cls) if "<locals>" in cls.__qualname__ else {}
         free: list[str] = []
         definition = class_definition(cls)
         if definition is not None:
-            free = [name for name in around if name in definition.early | definition.late and name not in space]
+            names = definition.early | definition.late
+            free = [name for name in around if name in names and name not in space and name not in vars(builtins)]
             definition = class_definition(cls, free)
         if definition is None:
-            return self._bytecode(number, cls, cls.__module__, what)
+            return self._bytecode(number, cls, what)
         node = self._source_node(number, definition, space, cls.__qualname__, what)
         node["free"] = {name: self._cell(around[name], f"{name!r}, used by {what},") for name in free}
         node["is_class"] = True
@@ -203,13 +208,15 @@ class Capture:
         self._capture_globals(label, space, definition.early | definition.late, what)
         return node
 
-    def _bytecode(self, number: int, value: Any, module: str | None, what: str) -> int:
+    def _bytecode(self, number: int, value: Any, what: str) -> int:
         self.has_bytecode = True
         self.modules.add_cloudpickle()
-        own = sys.modules.get(module or "")
-        by_value = None if own is None or own.__name__ == "__main__" or is_installed(own.__name__) else own
-        self.blobs.append(pickle_code(value, by_value, what, self._sent_by_name))
+        names = {getattr(value, "__module__", None), *(space["module"] for space in self.spaces.values())}
+        own = [sys.modules[name] for name in names if name in sys.modules and not is_installed(name)]
+        self.blobs.append(pickle_code(value, own, what, self._sent_by_name))
         self.nodes[number] = {"kind": "pickled", "blob": len(self.blobs) - 1}
+        if isinstance(value, type):
+            self.nodes[number].update(module=value.__module__, qualname=value.__qualname__)
         return number
 
     def _sent_by_name(self, value: Any) -> bool:
@@ -243,12 +250,16 @@ class Capture:
                 target["names"][name] = None  # being captured: what leads back here need not do it again
                 target["names"][name] = self.ref(space[name], f"the global {name!r}, used by {what},")
 
-    def _cell(self, cell: CellType, what: str) -> Ref | None:
-        try:
-            value = cell.cell_contents
-        except ValueError:  # not assigned yet
-            return None
-        return self.ref(value, what)
+    def _cell(self, cell: CellType, what: str) -> int:
+        """The number of a cell: functions that share one go on to share it."""
+        number = self._cells.get(id(cell))
+        if number is None:
+            number = self._cells[id(cell)] = len(self.cells)
+            self.cells.append(None)
+            self._alive.append(cell)
+            with contextlib.suppress(ValueError):  # not assigned yet
+                self.cells[number] = self.ref(cell.cell_contents, what)
+        return number
 
     def _value(self, value: Any, what: str) -> Ref:
         if not self.use_pickle:

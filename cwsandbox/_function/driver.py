@@ -13,6 +13,7 @@ import sys
 
 TYPE_CHECKING = False  # typing is not worth its import
 if TYPE_CHECKING:
+    from collections.abc import Callable
     from importlib.machinery import ModuleSpec
     from types import ModuleType
     from typing import Any
@@ -48,11 +49,12 @@ class Rebuilder:
         self.globals: dict[str, dict[str, Any]] = {}
         self.objects: dict[int, Any] = {}
         self.begun: set[int] = set()
-        self.unbound: list[tuple[str, str, Ref]] = []
+        self.own_modules: dict[str, ModuleType] = {}
+        self.cells: dict[int, Any] = {}
+        self.later: list[Callable[[], object]] = []
+        self.cell_refs = payload["cells"]
         self.by_name = {
-            (node["module"], node["qualname"]): number
-            for number, node in enumerate(self.nodes)
-            if node["kind"] in {"source", "member"}
+            (node["module"], node["qualname"]): number for number, node in enumerate(self.nodes) if "qualname" in node
         }
         self.check_version(payload["python"])
         if payload["modules"]:
@@ -73,19 +75,27 @@ class Rebuilder:
         space = self.spaces[label]
         if space["installed"]:
             return import_module(space["module"]).__dict__
-        name = space["module"]
-        module = ModuleType(name)
-        if name not in self.globals:
-            parents = name.split(".")[:-1]
-            for count in range(len(parents)):
-                parent = ".".join(parents[: count + 1])
+        module = self.own_module(space["module"])
+        if any(
+            module.__dict__ is other for other in self.globals.values()
+        ):  # the globals of an exec that called itself like this one
+            module = ModuleType(space["module"])
+        KEPT.append(module)
+        return module.__dict__
+
+    def own_module(self, name: str) -> ModuleType:
+        """A module of the caller's, empty at first; pickles made here name what is in it."""
+        from types import ModuleType
+
+        if name not in self.own_modules:
+            for count in range(1, name.count(".") + 1):
+                parent = ".".join(name.split(".")[:count])
                 if parent not in sys.modules:
                     sys.modules[parent] = ModuleType(parent)
                     sys.modules[parent].__path__ = []
             KEPT.append(sys.modules.get(name))
-            sys.modules[name] = module
-        module.__dict__["__cws_module__"] = module  # The globals keep their module, whatever becomes of sys.modules.
-        return module.__dict__
+            self.own_modules[name] = sys.modules[name] = ModuleType(name)
+        return self.own_modules[name]
 
     def value(self, ref: Ref) -> Any:
         """What a reference stands for."""
@@ -124,19 +134,36 @@ class Rebuilder:
         for name in node.get("late", ()):
             self.bind(node["space"], name)
 
+    def in_progress(self, ref: Ref) -> bool:
+        """Whether it is being made at this moment: what needs it has to wait."""
+        return ref.get("node") in self.begun and ref["node"] not in self.objects
+
     def bind(self, label: str, name: str) -> None:
-        """Give a global its value; one that is being made at this moment is bound in the end."""
+        """Give a global its value."""
         ref = self.spaces[label]["names"].get(name)
-        if ref is None:
+        if ref is None or (name in self.globals[label] and "node" not in ref):
             return
-        if "node" in ref:
-            self.ready(ref["node"])
-            if ref["node"] not in self.objects:
-                self.unbound.append((label, name, ref))
-                return
-        elif name in self.globals[label]:
-            return
-        self.globals[label][name] = self.value(ref)
+        if self.in_progress(ref):
+            self.later.append(lambda: self.bind(label, name))
+        else:
+            self.globals[label][name] = self.value(ref)
+
+    def cell(self, number: int) -> Any:
+        """A cell of a closure; functions that shared it with each other still do."""
+        from types import CellType
+
+        if number not in self.cells:
+            self.cells[number] = CellType()
+            self.fill(number)
+        return self.cells[number]
+
+    def fill(self, number: int) -> None:
+        """Give a cell its value; one that had none stays empty."""
+        ref = self.cell_refs[number]
+        if ref is not None and self.in_progress(ref):
+            self.later.append(lambda: self.fill(number))
+        elif ref is not None:
+            self.cells[number].cell_contents = self.value(ref)
 
     def make_module(self, number: int, node: Node) -> Any:
         """A module that is imported here by name."""
@@ -159,7 +186,10 @@ class Rebuilder:
 
     def make_pickled(self, number: int, node: Node) -> Any:
         """Something without source, by cloudpickle."""
-        return self.unpickle(node["blob"])
+        made = self.unpickle(node["blob"])
+        if "." not in node.get("qualname", "."):
+            setattr(self.own_module(node["module"]), node["qualname"], made)
+        return made
 
     def make_cached(self, number: int, node: Node) -> Any:
         """A function under `functools.lru_cache`."""
@@ -174,47 +204,56 @@ class Rebuilder:
         keywords = {name: self.value(ref) for name, ref in node["keywords"].items()}
         return functools.partial(self.value(node["function"]), *map(self.value, node["args"]), **keywords)
 
-    def make_source(self, number: int, node: Node) -> None:
+    def make_source(self, number: int, node: Node) -> Any:
         """A function or class from its source text."""
-        space = self.globals[node["space"]]
         names: dict[str, Any] = {}
         code = compile(node["text"], node["file"], "exec", DEFERRED_ANNOTATIONS, dont_inherit=True)
-        exec(code, space, names)  # noqa: S102 - to run what the caller wrote is the purpose
-        set_free = None
-        made = names.get(node["name"])
-        if made is None:
-            made, set_free = names["__cws_make__"](*[self.free(ref) for ref in node["free"].values()])
-        self.objects[number] = made
-        if node["is_class"]:
-            if "." not in node["qualname"]:
-                space.setdefault(node["name"], made)
-        else:
-            made.__module__ = node["module"]
-            self.dress(made, node)
-        made.__qualname__ = node["qualname"]
-        if set_free is not None:
-            set_free(*[self.value(ref) if ref is not None else None for ref in node["free"].values()])
+        exec(code, self.globals[node["space"]], names)  # noqa: S102 - to run what the caller wrote is the purpose
+        finish = self.finish_class if node["is_class"] else self.finish_function
+        return finish(number, node, names)
 
-    def free(self, ref: Ref | None) -> Any:
-        """A closure's value while the closure is made: None as long as it is not known."""
-        if ref is None or ("node" in ref and ref["node"] in self.begun):
-            return self.objects.get(ref["node"]) if ref else None
-        return self.value(ref)
+    def finish_function(self, number: int, node: Node, names: dict[str, Any]) -> Any:
+        """The function with the caller's cells, and with values for defaults instead of expressions."""
+        from types import FunctionType
 
-    def dress(self, function: Any, node: Node) -> None:
-        """Defaults and attributes are the caller's values, not what their expressions would give here."""
-        function.__name__ = node["function_name"]
+        free = node["free"]
+        code = (names["__cws_make__"](*free)[0] if free else names[node["name"]]).__code__
+        closure = tuple(self.cell(free[name]) for name in code.co_freevars) or None
+        function: Any = FunctionType(code, self.globals[node["space"]], node["function_name"], None, closure)
+        self.objects[number] = function
+        function.__module__, function.__qualname__ = node["module"], node["qualname"]
         if node["defaults"] is not None:
             function.__defaults__ = tuple(map(self.value, node["defaults"]))
         if node["keyword_defaults"]:
             function.__kwdefaults__ = {name: self.value(ref) for name, ref in node["keyword_defaults"].items()}
         if node["remote"]:
             function.local = function
+        return function
+
+    def finish_class(self, number: int, node: Node, names: dict[str, Any]) -> Any:
+        """The class, under its own name in its module, so that pickles find it."""
+        free = node["free"]
+        if free:
+            made, set_free = names["__cws_make__"](*map(self.contents, free.values()))
+            self.later.append(lambda: set_free(*map(self.contents, free.values())))
+        else:
+            made = names[node["name"]]
+        made.__qualname__ = node["qualname"]
+        if "." not in node["qualname"]:
+            self.globals[node["space"]].setdefault(node["name"], made)
+        return made
+
+    def contents(self, number: int) -> Any:
+        """What a cell holds; None if nothing yet."""
+        try:
+            return self.cell(number).cell_contents
+        except ValueError:
+            return None
 
     def finish(self) -> None:
-        """Bind what was still being made when it was asked for."""
-        for label, name, ref in self.unbound:
-            self.globals[label][name] = self.value(ref)
+        """What had to wait for something that was being made."""
+        for action in self.later:
+            action()
 
 
 KEPT: list[ModuleType | None] = []

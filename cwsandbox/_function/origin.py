@@ -18,15 +18,15 @@ _PACKAGE_FOLDERS = ("site-packages", "dist-packages")
 
 
 @lru_cache(maxsize=4096)
-def is_installed(module: str) -> bool:
+def is_installed(module: str | None) -> bool:
     """True if a sandbox is expected to have it: the standard library, and what was installed.
 
     The rest is the caller's own: scripts, notebooks, the modules of a project.
     """
-    top = module.partition(".")[0]
+    top, _, _ = (module or "").partition(".")
     if top in sys.stdlib_module_names or top == "cwsandbox":
         return top != "__main__"
-    found = sys.modules.get(module)
+    found = sys.modules.get(module or "")
     if found is None:
         return False
     places = [place for place in (getattr(found, "__file__", None), *_paths(found)) if place]

@@ -83,6 +83,7 @@ class Snapshot:
             "modules": capture.modules.to_payload(),
             "spaces": capture.spaces,
             "nodes": capture.nodes,
+            "cells": capture.cells,
         }
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import dataclasses
 import datetime as dt
 import decimal
@@ -95,12 +96,12 @@ def pickle_value(value: Any, what: str, on_name: Callable[[Any], None]) -> bytes
         return buffer.getvalue()
 
 
-def pickle_code(value: Any, module: ModuleType | None, what: str, by_name: Callable[[Any], bool]) -> bytes:
+def pickle_code(value: Any, modules: list[ModuleType], what: str, by_name: Callable[[Any], bool]) -> bytes:
     """A function or class without source, by value: bytecode, for the same Python version only.
 
     Args:
         value: The function or class.
-        module: The caller's module whose members are to be taken by value, too.
+        modules: The caller's modules whose members are to be taken by value, too.
         what: What to call it in messages.
         by_name: Asked for each other class and function; True if it will be there under its name.
 
@@ -109,22 +110,27 @@ def pickle_code(value: Any, module: ModuleType | None, what: str, by_name: Calla
     """
     import cloudpickle  # type: ignore[import-untyped]
 
+    from cwsandbox.function import RemoteFunction
+
     class Pickler(cloudpickle.Pickler):  # type: ignore[misc]
         def reducer_override(self, obj: Any) -> Any:
+            if isinstance(obj, RemoteFunction):  # copying a function gives itself
+                return copy.copy, (obj._function,), {"local": obj._function}
             if obj is not value and isinstance(obj, type | FunctionType) and by_name(obj):
                 return obj.__qualname__
             return super().reducer_override(obj)
 
     with _pickling_errors(what), _by_value:
-        register = module is not None and module.__name__ not in cloudpickle.list_registry_pickle_by_value()
-        if register:
+        known = cloudpickle.list_registry_pickle_by_value()
+        registered = [module for module in modules if module.__name__ not in known]
+        for module in registered:
             cloudpickle.register_pickle_by_value(module)
         try:
             buffer = io.BytesIO()
             Pickler(buffer, PICKLE_PROTOCOL).dump(value)
             return buffer.getvalue()
         finally:
-            if register:
+            for module in registered:
                 cloudpickle.unregister_pickle_by_value(module)
 
 

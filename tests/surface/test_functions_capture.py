@@ -1,0 +1,411 @@
+"""What a remote function may refer to: helpers, classes, modules, closures; with source and without."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import enum
+import functools
+import json as js
+import math
+import os.path as osp
+import subprocess
+import sys
+from random import randint
+from typing import TYPE_CHECKING, Any, Generic, NamedTuple, TypeVar
+
+import pytest
+
+from cwsandbox import FunctionSerializationError, SandboxExecutionError, Serialization, Session
+from tests.support.clients import run_client
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+    from pathlib import Path
+
+    from only_for_the_type_checker import Nothing  # type: ignore[import-not-found]
+
+FACTOR = 3
+TABLE = {"a": [1, 2]}
+T = TypeVar("T")
+
+
+@pytest.fixture(scope="module")
+def session(home_folder: object) -> Iterator[Session]:
+    with Session() as session:
+        yield session
+
+
+def triple(n: int) -> int:
+    return n * FACTOR
+
+
+def even(n: int) -> bool:
+    return n == 0 or odd(n - 1)
+
+
+def odd(n: int) -> bool:
+    return n != 0 and even(n - 1)
+
+
+@functools.cache
+def cached(n: int) -> int:
+    return triple(n)
+
+
+@contextlib.contextmanager
+def doubled(n: int) -> Iterator[int]:
+    yield n * 2
+
+
+def shouting(function: Callable[..., str]) -> Callable[..., str]:
+    @functools.wraps(function)
+    def shout(*args: Any) -> str:
+        return function(*args).upper()
+
+    return shout
+
+
+@shouting
+def greet(name: str) -> str:
+    return f"hello {name}"
+
+
+class Base:
+    scale = FACTOR
+
+    def scaled(self, n: int) -> int:
+        return n * self.scale
+
+
+class Derived(Base):
+    def scaled(self, n: int) -> int:
+        return super().scaled(n) + self.__private()
+
+    def __private(self) -> int:
+        return Partner().one()
+
+    class Inner:
+        value = "inner"
+
+
+class Partner:
+    def one(self) -> int:
+        return 1 if issubclass(Derived, Base) else 0
+
+
+@dataclasses.dataclass
+class Point(Generic[T]):
+    x: int
+    tags: list[str] = dataclasses.field(default_factory=list)
+    missing: Nothing = None
+
+    def moved(self) -> Point[T]:
+        return dataclasses.replace(self, x=triple(self.x))
+
+
+class Colour(enum.Enum):
+    RED = "red"
+
+
+class Pair(NamedTuple):
+    left: int
+    right: int
+
+
+def test_globals_helpers_recursion_and_module_aliases(session: Session) -> None:
+    @session.function()
+    def uses() -> list[Any]:
+        with doubled(4) as eight:
+            return [triple(2), even(10), cached(5), eight, greet("ada"), js.dumps(TABLE), math.floor(2.5), randint(7, 7), osp.join("a", "b")]  # fmt: skip
+
+    assert uses.remote().result() == [6, True, 15, 8, "HELLO ADA", '{"a": [1, 2]}', 2, 7, "a/b"]
+
+
+def test_classes_of_every_kind(session: Session) -> None:
+    @session.function()
+    def uses(arguments: Any) -> list[Any]:
+        assert isinstance(Point(1), Point)
+        point: Point[int] = Point(arguments).moved()
+        return [Derived().scaled(2), repr(point), point.tags, Colour.RED.value, Pair(1, 2).right, Derived.Inner.value]
+
+    assert uses.remote(2).result() == [7, "Point(x=6, tags=[], missing=None)", [], "red", 2, "inner"]
+
+
+def test_a_remote_function_may_call_itself_and_others(session: Session) -> None:
+    @session.function()
+    def double(n: int) -> int:
+        return 2 * n
+
+    @session.function()
+    def factorial(n: int) -> int:
+        return 1 if n < 2 else n * factorial.local(n - 1)
+
+    @session.function()
+    def both(n: int) -> int:
+        return factorial.local(n) + double.local(n)
+
+    assert factorial.remote(5).result() == 120
+    assert both.remote(3).result() == 12
+
+
+def test_closures_are_rebuilt_with_their_cells(session: Session) -> None:
+    count, names = 0, ["a"]
+
+    class LocalBase(Exception):
+        pass
+
+    class Local(LocalBase):
+        size = 2
+
+        def times(self) -> int:
+            return self.size * len(names)
+
+    def helper(n: int) -> int:
+        nonlocal count
+        count += n
+        return count
+
+    @session.function()
+    def uses() -> list[Any]:
+        helper(2)
+        assert issubclass(Local, LocalBase)
+        return [helper(3), count, names, Local().times(), later()]
+
+    def later() -> str:
+        return "defined later"
+
+    assert uses.remote().result() == [5, 5, ["a"], 2, "defined later"]
+    assert count == 0
+
+
+def test_defaults_are_values_not_expressions(session: Session) -> None:
+    functions = []
+    for number in range(2):
+
+        @session.function()
+        def with_default(a: int = number, *, b: Any = TABLE["a"], c: str = "c") -> list[Any]:
+            return [a, b, c]
+
+        functions.append(with_default)
+    assert [function.remote().result() for function in functions] == [[0, [1, 2], "c"], [1, [1, 2], "c"]]
+
+
+def test_annotations_are_never_evaluated(session: Session) -> None:
+    @session.function(serialization=Serialization.PICKLE)
+    def annotated(value: Nothing, *rest: Nothing) -> Nothing:
+        local: Nothing = value
+        return local
+
+    assert annotated.remote(1).result() == 1
+
+
+@pytest.mark.parametrize("serialization", Serialization)
+def test_lambdas_partials_and_decorated_functions(session: Session, serialization: Serialization) -> None:
+    remote = session.function(serialization=serialization)
+    add = 5
+    first, second = remote(lambda x: x + add), remote(lambda x, y=FACTOR: (
+        x * y
+    ))  # fmt: skip
+    assert (first.remote(1).result(), second.remote(2).result()) == (6, 6)
+    assert remote(functools.partial(pow, 2)).remote(5).result() == 32
+    assert remote(functools.partial(triple)).remote(5).result() == 15
+    assert remote(cached).remote(4).result() == 12
+    assert remote(greet).remote("grace").result() == "HELLO GRACE"
+    assert remote(math.sqrt).remote(4).result() == 2.0
+
+
+def test_outer_decorators_belong_to_the_caller(session: Session) -> None:
+    registry: list[Any] = []
+
+    def register(function: Any) -> Any:
+        registry.append(open(__file__))  # noqa: SIM115 - nothing that could be sent
+        return function
+
+    @register
+    @session.function()
+    def one() -> int:
+        return 1
+
+    registry.pop().close()
+    assert one.remote().result() == 1
+
+
+@pytest.mark.parametrize("way", Serialization)
+def test_pickle_carries_instances_of_every_kind_of_class(session: Session, way: Serialization) -> None:
+    if way is Serialization.JSON:
+
+        @session.function()
+        def plain(pair: Any) -> Any:
+            return pair
+
+        assert plain.remote(Pair(1, 2)).result() == [1, 2]
+        return
+
+    @session.function(serialization=Serialization.PICKLE)
+    def same(*values: Any) -> Any:
+        return [*values, Point(4), Derived.Inner]
+
+    sent = [Point(3, ["t"]), Colour.RED, Pair(1, 2), triple, {"k": (Point(5),)}]
+    assert same.remote(*sent).result() == [*sent, Point(4), Derived.Inner]
+
+
+def test_captured_values_that_cannot_be_sent_are_named(session: Session) -> None:
+    lock = __import__("threading").Lock()
+    for way in Serialization:
+
+        @session.function(serialization=way)
+        def uses() -> Any:
+            return lock
+
+        with pytest.raises(FunctionSerializationError, match="'lock', used by the function"):
+            uses.remote().result()
+
+
+# ------------------------------------------------------------------------------------------------- modules of a project
+
+
+@pytest.fixture
+def project(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+    """A folder of modules that no sandbox has."""
+    (tmp_path / "ourpackage").mkdir()
+    (tmp_path / "ourpackage" / "__init__.py").write_text("NAME = 'package'\n")
+    (tmp_path / "ourpackage" / "deep.py").write_text(
+        "from . import NAME\nfrom ourhelpers import up\n\ndef f(): return up(NAME)\n"
+    )
+    (tmp_path / "ourhelpers.py").write_text(
+        "import functools\nSTATE = []\n\ndef up(s):\n    STATE.append(s)\n    return s.upper()\n\n"
+        "class Thing:\n    def __init__(self, n): self.n = n\n    def __eq__(self, o): return self.n == o.n\n"
+    )
+    monkeypatch.syspath_prepend(str(tmp_path))
+    before = set(sys.modules)
+    yield tmp_path
+    for name in set(sys.modules) - before:
+        if name.startswith("our"):
+            del sys.modules[name]
+
+
+def test_modules_of_the_project_are_sent(session: Session, project: Path) -> None:
+    import ourhelpers  # type: ignore[import-not-found]
+    import ourpackage.deep as deep  # type: ignore[import-not-found]
+
+    @session.function()
+    def uses() -> list[Any]:
+        ourhelpers.up("x")
+        return [deep.f(), ourhelpers.STATE]
+
+    assert uses.remote().result() == ["PACKAGE", ["x", "package"]]
+    assert ourhelpers.STATE == []
+
+
+@pytest.mark.parametrize("alias", [False, True])
+def test_names_imported_from_modules_of_the_project(session: Session, project: Path, alias: bool) -> None:
+    import ourhelpers
+    from ourhelpers import Thing, up
+
+    module = ourhelpers if alias else None
+
+    @session.function(serialization=Serialization.PICKLE)
+    def uses(thing: Any) -> list[Any]:
+        up("x")
+        assert module is None or module.Thing is Thing
+        return [thing, Thing(2)]
+
+    if alias:
+        assert uses.remote(Thing(1)).result() == [Thing(1), Thing(2)]
+    else:
+
+        @session.function(serialization=Serialization.PICKLE)
+        def less(thing: Any) -> list[Any]:
+            return [thing, Thing(2), up("x")]
+
+        assert less.remote(Thing(1)).result() == [Thing(1), Thing(2), "X"]
+
+
+# ------------------------------------------------------------------------------------------------------- without source
+
+WITHOUT_SOURCE = """
+from cwsandbox import Session, Serialization
+LIMIT = 10
+def helper(n): return n + LIMIT
+class Thing:
+    def __init__(self, n): self.n = n
+with Session() as session:
+    @session.function()
+    def add(x: int, y: int = 2) -> int:
+        return helper(x) + y
+    @session.function(serialization=Serialization.PICKLE)
+    def things(thing: Thing) -> Thing:
+        return Thing(thing.n + 1)
+    square = session.function()(lambda x: x * x)
+    print(add.remote(1).result(), square.remote(3).result(), things.remote(Thing(1)).result().n)
+"""
+
+
+def test_python_c(home_folder: object) -> None:
+    done = run_client(WITHOUT_SOURCE)
+    assert (done.stdout, done.stderr) == ("13 9 2\n", "")
+
+
+IN_A_REPL = """
+from cwsandbox import Session
+session, LIMIT = Session(), 10
+def helper(n): return n + LIMIT
+
+class Thing:
+    def __init__(self, n): self.n = helper(n)
+
+@session.function()
+def add(x: int) -> int:
+    return Thing(x).n
+
+print(add.remote(1).result())
+session.close().result()
+"""
+
+
+def test_a_repl(home_folder: object) -> None:
+    done = subprocess.run(
+        [sys.executable, "-i", "-q"], input=IN_A_REPL, capture_output=True, text=True, timeout=50, check=False
+    )
+    assert done.stdout == "11\n", done.stderr
+
+
+def test_a_script(home_folder: object, tmp_path: Path) -> None:
+    (tmp_path / "script.py").write_text(WITHOUT_SOURCE)
+    done = subprocess.run(
+        [sys.executable, "script.py"], capture_output=True, text=True, timeout=50, cwd=tmp_path, check=False
+    )
+    assert (done.stdout, done.stderr) == ("13 9 2\n", "")
+
+
+def test_functions_made_by_exec(session: Session) -> None:
+    names: dict[str, Any] = {"session": session}
+    exec("BASE = 5\ndef inner(n): return n + BASE\n@session.function()\ndef outer(n): return inner(n) * 2\n", names)
+    assert names["outer"].remote(1).result() == 12
+    exec("def made_here(n): return triple(n)\n", globals())
+    assert session.function()(globals().pop("made_here")).remote(2).result() == 6
+
+
+def test_another_python_refuses_bytecode_and_takes_source(session: Session, monkeypatch: pytest.MonkeyPatch) -> None:
+    from cwsandbox._function import payload
+
+    class Other:
+        version_info = (3, 99)
+
+    monkeypatch.setattr(payload, "sys", Other)
+    names: dict[str, Any] = {}
+    exec("def without_source(n): return n", names)
+    with pytest.raises(FunctionSerializationError, match=r"no source .*Python '3\.\d+'"):
+        session.function()(names["without_source"]).remote(1).result()
+    assert session.function()(triple).remote(1).result() == 3
+
+
+def test_a_module_that_the_sandbox_lacks_is_a_remote_error(session: Session, project: Path) -> None:
+    @session.function()
+    def needs() -> None:
+        import module_that_nobody_has  # type: ignore[import-not-found]  # noqa: F401
+
+    with pytest.raises(SandboxExecutionError) as caught:
+        needs.remote().result()
+    assert caught.value.exception_type == "ModuleNotFoundError"
