@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import math
+import os
 import signal
+import socket
 
 import anyio
 import pytest
@@ -470,3 +473,139 @@ class RunnerContract:
             await box.exec(ExecSpec(exec_id(), ("true",)))
         with pytest.raises(RunnerError, match="ended"):
             await box.open_file("/etc/passwd")
+
+    # -- connections
+
+    @pytest.mark.parametrize("bound", ["127.0.0.1", "0.0.0.0", "::1"])
+    async def test_a_server_in_the_box_can_be_connected_to(self, box, bound) -> None:
+        async with serving(box, bound, ECHO) as port:
+            connection = await box.connect(port)
+            await connection.send(b"hello")
+            await connection.send_eof()
+            assert await read_all(connection) == b"hello"
+            await connection.aclose()
+
+    async def test_a_port_on_which_nobody_listens_refuses(self, box) -> None:
+        with anyio.fail_after(FINISH_SECONDS), pytest.raises(ConnectionRefusedError, match="port 1 "):
+            await box.connect(1)
+
+    async def test_an_aborted_connection_does_not_look_finished(self, box) -> None:
+        program = ECHO.replace("break", "print('ended', flush=True)")
+        async with serving(box, "127.0.0.1", program) as port:
+            connection = await box.connect(port)
+            await connection.send(b"x")
+            assert await connection.receive() == b"x"
+            connection.abort()
+            with pytest.raises(anyio.ClosedResourceError):
+                await connection.receive()
+
+    async def test_many_connections_at_once(self, box) -> None:
+        answers = []
+
+        async def ask(port: int, number: int) -> None:
+            connection = await box.connect(port)
+            await connection.send(b"%d" % number * 1000)
+            await connection.send_eof()
+            answers.append(await read_all(connection) == b"%d" % number * 1000)
+            await connection.aclose()
+
+        async with serving(box, "127.0.0.1", ECHO) as port:
+            with anyio.fail_after(FINISH_SECONDS):
+                async with anyio.create_task_group() as tasks:
+                    for number in range(50):
+                        tasks.start_soon(ask, port, number)
+        assert answers == [True] * 50
+
+    async def test_a_cancelled_connect_leaves_nothing(self, box) -> None:
+        before = len(os.listdir("/proc/self/fd"))
+        async with serving(box, "127.0.0.1", ECHO) as port:
+            here = len(os.listdir("/proc/self/fd"))
+            for _ in range(20):
+                with anyio.move_on_after(0):
+                    (await box.connect(port)).abort()
+            await (await box.connect(port)).aclose()
+            assert len(os.listdir("/proc/self/fd")) == here
+        assert len(os.listdir("/proc/self/fd")) == before
+
+    async def test_the_gateway_takes_connections_from_inside(self, box) -> None:
+        port = free_port(box)
+        listener = await box.listen(port)
+        program = (
+            "import socket, sys; s = socket.create_connection(('127.0.0.1', int(sys.argv[1])))\n"
+            "s.sendall(b'from inside'); s.shutdown(1); print(s.recv(100).decode())"
+        )
+        async with started(box, "python3", "-Ic", program, str(port)) as command:
+            with anyio.fail_after(FINISH_SECONDS):
+                connection = await listener.accept()
+                assert await read_all(connection) == b"from inside"
+                await connection.send(b"from outside")
+                await connection.aclose()
+                assert await read_all(command.stdout) == b"from outside\n"
+
+    async def test_listening_again_goes_on_where_it_was(self, box) -> None:
+        port = free_port(box)
+        first = await box.listen(port)
+        with anyio.move_on_after(0.05):
+            await first.accept()
+        again = await box.listen(port)
+        program = (
+            "import socket, sys; print(socket.create_connection(('127.0.0.1', int(sys.argv[1]))).recv(9).decode())"
+        )
+        async with started(box, "python3", "-Ic", program, str(port)) as command:
+            with anyio.fail_after(FINISH_SECONDS):
+                connection = await again.accept()
+                await connection.send(b"taken")
+                await connection.aclose()
+                assert await read_all(command.stdout) == b"taken\n"
+
+    async def test_a_port_that_a_program_has_cannot_be_listened_on(self, box) -> None:
+        async with serving(box, "127.0.0.1", ECHO) as port:
+            with pytest.raises(OSError) as caught:
+                await box.listen(port)
+            assert caught.value.errno == errno.EADDRINUSE
+
+    async def test_a_connection_ends_with_its_box(self, box) -> None:
+        async with serving(box, "127.0.0.1", ECHO, ends=False) as port:
+            connection = await box.connect(port)
+            await connection.send(b"x")
+            assert await connection.receive() == b"x"
+            await box.stop(0)
+            with anyio.fail_after(FINISH_SECONDS), contextlib.suppress(anyio.BrokenResourceError):
+                assert await read_all(connection) == b""
+            await connection.aclose()
+            with pytest.raises(BoxGoneError):
+                await box.connect(port)
+
+
+ECHO = """
+import socket, sys, threading
+def echo(connection):
+    with connection:
+        while True:
+            try: data = connection.recv(65536)
+            except ConnectionResetError: break
+            if not data: break
+            connection.sendall(data)
+server = socket.create_server((sys.argv[1], 0), family=10 if ":" in sys.argv[1] else 2, backlog=64)
+print(server.getsockname()[1], flush=True)
+while True: threading.Thread(target=echo, args=(server.accept()[0],), daemon=True).start()
+"""
+
+
+@contextlib.asynccontextmanager
+async def serving(box, bound: str, program: str, *, ends: bool = True):
+    """A server in the box that says its port."""
+    command = await box.exec(ExecSpec(exec_id(), ("python3", "-Ic", program, bound)))
+    try:
+        yield int(await read_until(command.stdout, b"\n"))
+    finally:
+        with anyio.CancelScope(shield=True):
+            if ends:
+                await command.kill()
+            await command.aclose()
+
+
+def free_port(box) -> int:
+    """A port of the box's loopback that nobody has; without namespaces that is this machine's."""
+    with socket.create_server(("127.0.0.1", 0)) as probe:
+        return int(probe.getsockname()[1])

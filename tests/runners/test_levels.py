@@ -12,9 +12,10 @@ from pathlib import Path
 import anyio
 import pytest
 
-from cwsandbox.runners.base import BoxSpec, ExitStatus, IsolationLevel, IsolationUnavailableError
+from cwsandbox.runners.base import BoxNetwork, BoxSpec, ExitStatus, IsolationLevel, IsolationUnavailableError
 from tests.runners.confined import USER
 from tests.runners.conftest import box_spec
+from tests.runners.support import python
 
 REPOSITORY = Path(__file__).parents[2]
 CONFINED = os.environ.get("CWSANDBOX_TEST_CONFINED")
@@ -170,3 +171,21 @@ async def test_boxes_that_end_take_no_box_in_the_making_along(make_runner):
         async with anyio.create_task_group() as tasks:
             for number in range(100):
                 tasks.start_soon(live_and_die, number)
+
+
+async def test_an_isolated_box_without_namespaces_has_no_sockets_but_unix_ones(make_runner):
+    program = (
+        "import socket\n"
+        "for family in (socket.AF_INET, socket.AF_INET6, socket.AF_NETLINK):\n"
+        "    try: socket.socket(family, socket.SOCK_DGRAM)\n"
+        "    except OSError as error: print(error.strerror)\n"
+        "socket.socketpair(); socket.socket(socket.AF_UNIX); print('unix')"
+    )
+    async with make_runner(isolation="process") as runner:
+        assert runner.capabilities().egress_modes == ("host", "isolated")
+        box = await runner.create(box_spec(network=BoxNetwork(egress_mode="isolated")))
+        result = await python(box, program)
+        assert result.text.splitlines() == ["Address family not supported by protocol"] * 3 + ["unix"]
+        with pytest.raises(OSError, match="Address family"):
+            await box.listen(40000)
+        await box.stop(0)

@@ -56,7 +56,7 @@ def launch(plan: dict[str, Any], zygote: socket.socket, cgroups: list[str]) -> N
         else:
             _enter_folder(plan, zygote)
         _set_limits(plan)
-        _drop_rights(namespaces=plan["level"] == "namespaces")
+        _drop_rights(namespaces=plan["level"] == "namespaces", network=plan["sockets"])
         listener.listen(16)
         protocol.send(zygote, protocol.encode({"event": "ready"}))
         zygote.close()
@@ -164,7 +164,7 @@ def _set_limits(plan: dict[str, Any]) -> None:
         resource.setrlimit(resource.RLIMIT_NPROC, (processes, processes))
 
 
-def _drop_rights(*, namespaces: bool) -> None:
+def _drop_rights(*, namespaces: bool, network: bool) -> None:
     with _step("dropping rights"):
         with contextlib.nullcontext() if namespaces else contextlib.suppress(PermissionError):
             linux.drop_bounding_set()
@@ -175,7 +175,7 @@ def _drop_rights(*, namespaces: bool) -> None:
         linux.prctl(linux.PR_SET_NO_NEW_PRIVS, 1)
         linux.prctl(linux.PR_SET_DUMPABLE, 0)
     with _step("installing the system-call filter"):
-        linux.install_filter(seccomp.build_filter())
+        linux.install_filter(seccomp.build_filter(network=network))
     # A handler or a default action that ends the process must not be reachable from inside.
     signal.signal(signal.SIGINT, signal.SIG_DFL if namespaces else signal.SIG_IGN)
 

@@ -220,6 +220,7 @@ class LocalRunner(anyio.AsyncContextManagerMixin):
             "files": [],
             "cgroups": self._cgroups.plan(name, spec.limits),
             "processes": _DEFAULT_PROCESSES if processes is None else processes,
+            "sockets": level is IsolationLevel.NAMESPACES or spec.network.egress_mode != "isolated",
             "grace": self._grace,
             "info": {"sandbox_id": spec.sandbox_id},
         }

@@ -75,7 +75,8 @@ _SOCKET = (41, 198)
 _IOCTL = (16, 29)
 
 _ALL_CLONE_NEW = 0x7E02_0000
-_FAMILIES = (1, 2, 10, 16)  # UNIX, INET, INET6, NETLINK
+_LOCAL_FAMILIES = (1,)  # UNIX
+_FAMILIES = (*_LOCAL_FAMILIES, 2, 10, 16)  # INET, INET6, NETLINK
 _PERSONALITIES = (0x0, 0x8, 0x2_0000, 0x2_0008, 0xFFFF_FFFF)
 _TTY_INJECTION = (0x5412, 0x541C)  # TIOCSTI, TIOCLINUX
 
@@ -98,8 +99,12 @@ def _section(number: int, argument: int, tests: list[bytes], otherwise: bytes) -
     return _op(_EQUAL, number, 0, len(body)) + b"".join(body)
 
 
-def build_filter(machine: str = MACHINE) -> bytes:
+def build_filter(machine: str = MACHINE, *, network: bool = True) -> bytes:
     """The filter for `machine`, as an array of `struct sock_filter`.
+
+    Args:
+        machine: As `os.uname` names it.
+        network: False leaves Unix sockets only: how a box without a network namespace is kept from the network.
 
     Raises:
         OSError: ENOSYS for an architecture without a table; nothing runs unfiltered.
@@ -120,7 +125,9 @@ def build_filter(machine: str = MACHINE) -> bytes:
     program.append(_section(_UNSHARE[column], 0, [_op(_EQUAL, CLONE_NEWUTS, 0, 1), allow], refuse))
     personalities = [step for value in _PERSONALITIES for step in (_op(_EQUAL, value, 0, 1), allow)]
     program.append(_section(_PERSONALITY[column], 0, personalities, refuse))
-    families = [step for value in _FAMILIES for step in (_op(_EQUAL, value, 0, 1), allow)]
+    families = [
+        step for value in (_FAMILIES if network else _LOCAL_FAMILIES) for step in (_op(_EQUAL, value, 0, 1), allow)
+    ]
     program.append(_section(_SOCKET[column], 0, families, _deny(errno.EAFNOSUPPORT)))
     requests = [step for value in _TTY_INJECTION for step in (_op(_EQUAL, value, 0, 1), refuse)]
     program.append(_section(_IOCTL[column], 1, requests, allow))
