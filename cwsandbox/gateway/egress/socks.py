@@ -71,7 +71,11 @@ class Handshake:
         if not self._greeted:
             answer = self._greeting()
         if self._greeted:
-            self._request()
+            try:
+                self._request()
+            except SocksError as problem:
+                problem.answer = answer + problem.answer
+                raise
         return answer
 
     def _take(self, size: int) -> bytes:
