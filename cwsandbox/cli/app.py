@@ -31,7 +31,8 @@ _SECTIONS: Final = {
         "stop": "ending",
         "rm": "ending",
     },
-    "Gateway": {"serve": "serve", "gateway": "gateway"},
+    "Files": {"cp": "copy", "files": "files"},
+    "Gateway": {"runners": "discovery", "profiles": "discovery", "serve": "serve", "gateway": "gateway"},
     "This machine": {"doctor": "doctor", "completion": "completion"},
 }
 _MODULES: Final = {name: module for section in _SECTIONS.values() for name, module in section.items()}

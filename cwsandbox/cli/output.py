@@ -7,13 +7,13 @@ read, so tables and messages show what is not printable as escapes. JSON escapes
 from __future__ import annotations
 
 import json
+from datetime import datetime
 from typing import TYPE_CHECKING, Any
 
 import click
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
-    from datetime import datetime
 
     from cwsandbox.sandbox import Sandbox
 
@@ -36,7 +36,7 @@ def error_line(problem: BaseException) -> str:
 
 def print_json(value: Any) -> None:
     """Print a document."""
-    click.echo(json.dumps(value, indent=2))
+    click.echo(json.dumps(value, indent=2, default=_time_text))
 
 
 def print_table(headings: Sequence[str], rows: Iterable[Sequence[object]]) -> None:
@@ -87,6 +87,12 @@ def sandbox_details(sandbox: Sandbox) -> dict[str, Any]:
         "resource_limits": sandbox.resource_limits,
         "resource_gpu": sandbox.resource_gpu,
     }
+
+
+def _time_text(value: object) -> str:
+    if not isinstance(value, datetime):
+        raise TypeError(f"{type(value).__name__} has no JSON form here")
+    return value.isoformat()
 
 
 def _width(text: str) -> int:

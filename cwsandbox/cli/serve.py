@@ -42,6 +42,12 @@ _DEFAULT_ADDRESS: Final = "127.0.0.1:8471"
     show_default=True,
     help="How long a client that was lost may come back to its commands.",
 )
+@click.option("--config", metavar="FILE", help="The gateway's configuration: its profiles and labels.")
+@click.option(
+    "--egress-allow", metavar="LIST", help="What sandboxes may reach beside the internet: ADDRESS[/BITS][:PORT],..."
+)
+@click.option("--ingress-host", metavar="ADDRESS", help="Where ports exposed as public are listened on.")
+@click.option("--ingress-name", metavar="NAME", help="What clients are told instead of the ingress host.")
 @click.option("--log-file", metavar="FILE", help="Log there instead of to stderr.")
 @output_option
 def serve(
@@ -54,8 +60,8 @@ def serve(
     isolation: str | None,
     sandbox_idle: float,
     grace: float,
-    log_file: str | None,
     output: str,
+    **passed_on: str | None,
 ) -> int:
     """Serve sandboxes to a team on HOST:PORT (default 127.0.0.1:8471; port 0 chooses one).
 
@@ -85,8 +91,8 @@ def serve(
     arguments += ["--runtime-dir", runtime_dir or os.path.join(folders.runtime, "serve")]
     arguments += ["--isolation", isolation or folders.isolation]
     arguments += ["--sandbox-idle-seconds", str(sandbox_idle), "--grace-seconds", str(grace)]
-    for option, value in (("--tls-cert", tls_cert), ("--tls-key", tls_key), ("--log-file", log_file)):
-        arguments += [option, value] if value else []
+    for name, value in {"tls_cert": tls_cert, "tls_key": tls_key, **passed_on}.items():
+        arguments += [f"--{name.replace('_', '-')}", value] if value else []
     if output == "json":
         arguments += ["--ready-fd", str(os.dup(1))]
     return main(arguments)

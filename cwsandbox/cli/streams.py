@@ -9,7 +9,6 @@ import stat
 from typing import TYPE_CHECKING, Final
 
 import anyio
-import anyio.lowlevel
 import anyio.to_thread
 
 from cwsandbox.cli.running import helped
@@ -58,7 +57,12 @@ async def read_input(descriptor: int = STDIN) -> AsyncIterator[bytes]:
             except PermissionError:
                 waitable = False  # Files and /dev/null: they are always ready, which epoll refuses to say.
         try:
-            data = os.read(descriptor, _READ_BYTES)
+            # A file has to come from its disk.
+            data = (
+                os.read(descriptor, _READ_BYTES)
+                if waitable
+                else await anyio.to_thread.run_sync(os.read, descriptor, _READ_BYTES)
+            )
         except BlockingIOError:
             continue  # Somebody else who has the descriptor was first.
         except OSError as error:
@@ -68,8 +72,6 @@ async def read_input(descriptor: int = STDIN) -> AsyncIterator[bytes]:
         if not data:
             return
         yield data
-        if not waitable:
-            await anyio.lowlevel.checkpoint()
 
 
 async def follow(
