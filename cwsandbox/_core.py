@@ -248,14 +248,16 @@ class SandboxCore:
         try:
             return await client.api.create(resource, request_id=self._request_id, timeout=self.timeout)
         except anyio.get_cancelled_exc_class():
-            await self._take_back(client, resource)
+            await self.take_back(client)
             raise
 
-    async def _take_back(self, client: GatewayClient, resource: Record) -> None:
+    async def take_back(self, client: GatewayClient) -> None:
         """The start was given up while its answer was on the way: whatever was made must not stay.
 
         The same request id names what was made, whether the first request arrived or not.
         """
+        assert self._request is not None
+        resource = self._request.to_resource()
         with anyio.move_on_after(_TAKE_BACK_SECONDS, shield=True):
             try:
                 record = await client.api.create(resource, request_id=self._request_id, timeout=_TAKE_BACK_SECONDS)

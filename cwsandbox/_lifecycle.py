@@ -87,6 +87,11 @@ class Lifecycle:
         return self._sandbox_id
 
     @property
+    def requested(self) -> bool:
+        """True from a start request on, unless it came to nothing."""
+        return self._requested
+
+    @property
     def usable(self) -> bool:
         """False once nothing can be run in the sandbox any more."""
         return self.phase not in {Phase.CANCELLED, Phase.STOPPING, Phase.TERMINAL}

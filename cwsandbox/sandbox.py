@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, Self, cast
 
 from cwsandbox._core import SandboxCore
 from cwsandbox._exec import ExecOperation
+from cwsandbox._exit import hold, release
 from cwsandbox._files import ReadFile, WriteFile
 from cwsandbox._lifecycle import Phase
 from cwsandbox._listing import ListQuery, with_terminated
@@ -44,6 +45,7 @@ if TYPE_CHECKING:
     from types import TracebackType
 
     from cwsandbox._runtime.readers import LineReader
+    from cwsandbox._runtime.scope import Cleanup
     from cwsandbox.files import Files
     from cwsandbox.options import NetworkOptions, ResourceOptions, Secret
     from cwsandbox.session import Session
@@ -148,6 +150,7 @@ class Sandbox:
         self._own_scope: Scope | None = None
         self._session: Session | None = None
         self._stopping: SharedOperation | None = None
+        self._at_exit: Cleanup | None = None
 
     @classmethod
     def _from_record(cls, record: Record, core: SandboxCore) -> Self:
@@ -649,27 +652,38 @@ class Sandbox:
     # Contexts.
 
     def __enter__(self) -> Self:
-        self.start().result()
+        hold(self._core)
+        try:
+            self.start().result()
+        except Exception:
+            self._release()
+            raise
+        if self._session is None and self._at_exit is None:
+            self._at_exit = self._core.scope().add_cleanup(self._stop_at_exit)
         return self
 
     def __exit__(
         self, exc_type: type[BaseException] | None, exc: BaseException | None, tb: TracebackType | None
     ) -> None:
-        if self.sandbox_id is None:
-            return
         try:
-            self.stop().result()
+            if self.sandbox_id is not None:
+                self.stop().result()
         except Exception as error:
+            self._release()
             self._leave_failed(error, body=exc)
+        else:
+            self._release()
 
     async def __aenter__(self) -> Self:
         if not self._core.bound:
             scope = self._own_scope = await Scope("sandbox").enter()
             self._core.belong_to(lambda: scope)
+        hold(self._core)
         try:
             await self.start()
         except BaseException:
             await self._leave_own_scope()
+            self._release()
             raise
         return self
 
@@ -683,6 +697,19 @@ class Sandbox:
             self._leave_failed(error, body=exc)
         finally:
             await self._leave_own_scope()
+            self._release()
+
+    def _release(self) -> None:
+        """It has ended, or the caller was told that it could not be stopped. A context that is interrupted keeps it."""
+        cleanup, self._at_exit = self._at_exit, None
+        if cleanup is not None:
+            cleanup.remove()
+        release(self._core)
+
+    async def _stop_at_exit(self) -> None:
+        """The program ends inside the context. A stop that was accepted before needs nobody to wait for it."""
+        if self._life.phase is not Phase.STOPPING:
+            await self._stop()
 
     def _leave_failed(self, error: Exception, *, body: BaseException | None) -> None:
         """The body's own exception wins; a failed stop alone is raised."""
@@ -733,7 +760,8 @@ class Sandbox:
                 self._leave_session()
 
     def _leave_session(self) -> None:
-        """Nothing can be run in it any more, so there is nothing left for its session to stop."""
+        """Nothing can be run in it any more, so there is nothing left to stop, for its session or at exit."""
+        release(self._core)
         if self._session is not None:
             self._session._forget(self)
 

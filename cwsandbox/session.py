@@ -13,6 +13,7 @@ import anyio
 import anyio.to_thread
 
 from cwsandbox._core import SandboxCore
+from cwsandbox._exit import hold, release, remove_handlers
 from cwsandbox._listing import ListQuery, with_terminated
 from cwsandbox._metrics import Metrics
 from cwsandbox._operate import SharedOperation, await_shielded, operate
@@ -338,6 +339,8 @@ class Session:
             self.close().result()
         except Exception as error:
             _leave_failed(error, body=exc)
+        finally:
+            remove_handlers()
 
     async def __aenter__(self) -> Self:
         self._refuse_if_closed()
@@ -356,6 +359,7 @@ class Session:
             scope, self._own_scope = self._own_scope, None
             if scope is not None:
                 await scope.aclose()
+            remove_handlers()
 
     def __repr__(self) -> str:
         return f"<Session {len(self._sandboxes)} sandboxes, {'closed' if self._closed else 'open'}>"
@@ -397,6 +401,7 @@ class Session:
             sandbox._core.belong_to(self._operations_scope)
             sandbox._core.count_for(self._metrics)
             self._sandboxes[id(sandbox)] = sandbox
+        hold(sandbox._core)
         if before is not None and before is not self:
             before._forget(sandbox)
 
@@ -448,6 +453,8 @@ async def _stop_all(sandboxes: builtins.list[Sandbox]) -> SandboxError | None:
     async with anyio.create_task_group() as tasks:
         for sandbox in sandboxes:
             tasks.start_soon(stop, sandbox)
+    for sandbox in sandboxes:
+        release(sandbox._core)
     if not errors:
         return None
     failure = SandboxError(f"{len(errors)} of {len(sandboxes)} sandboxes could not be stopped: {errors[0]}")
