@@ -7,9 +7,9 @@ import os
 import platform
 from functools import partial
 
-from benchmarks import baseline, sdk
+from benchmarks import baseline, functions, sdk
 from benchmarks.timing import Measurement, table
-from cwsandbox import Sandbox
+from cwsandbox import Sandbox, Session
 
 SUBPROCESS = "subprocess.run(['true'])"
 ASYNCIO = "asyncio.create_subprocess_exec, pipes"
@@ -19,7 +19,7 @@ ASYNCIO = "asyncio.create_subprocess_exec, pipes"
 # the rows with that one.
 
 
-def measurements(sandbox: Sandbox, times: int) -> list[Measurement]:
+def measurements(sandbox: Sandbox, session: Session, times: int) -> list[Measurement]:
     """All rows, in the order of the table."""
     return [
         Measurement(SUBPROCESS, "ms", partial(baseline.subprocess_run, times)),
@@ -40,6 +40,9 @@ def measurements(sandbox: Sandbox, times: int) -> list[Measurement]:
             partial(baseline.import_milliseconds, "cwsandbox", 5),
             40,
         ),
+        Measurement("python -c pass, .result()", "ms", partial(functions.bare_interpreter, sandbox, times // 5)),
+        Measurement("remote function, cold", "ms", partial(functions.cold_call, session, times // 5), 120),
+        Measurement("remote function, standby", "ms", partial(functions.warm_call, session, times // 5), 30),
         Measurement("client CPU for 1,000 execs", "s", partial(sdk.client_cpu_per_thousand, sandbox), 0.4),
     ]
 
@@ -52,9 +55,9 @@ def main() -> None:
     options = parser.parse_args()
     with sdk.own_folders() as environment:
         os.environ.update(environment)
-        with Sandbox.run() as sandbox:
+        with Sandbox.run() as sandbox, Session() as session:
             sandbox.wait()
-            rows = measurements(sandbox, options.times)
+            rows = measurements(sandbox, session, options.times)
             for _ in range(options.rounds):
                 for row in rows:
                     row.values += row.sample()

@@ -24,7 +24,7 @@ __all__ = ["RemoteFunction"]
 P = ParamSpec("P")
 R = TypeVar("R")
 
-_MAX_ITEMS = 100_000
+_MAX_ITEMS = 10_000
 _DEFAULT_CONCURRENCY = 32
 
 
@@ -87,7 +87,7 @@ class RemoteFunction(Generic[P, R]):
         called.
 
         Args:
-            items: Tuples or other iterables of arguments, from a list, a generator, ...; at most 100,000.
+            items: Tuples or other iterables of arguments, from a list, a generator, ...; at most 10,000.
             max_concurrency: How many sandboxes run at a time; the other calls wait for their turn.
 
         Returns:
@@ -95,7 +95,7 @@ class RemoteFunction(Generic[P, R]):
 
         Raises:
             TypeError: `items`, or one of them, is not iterable.
-            ValueError: More than 100,000 items, or `max_concurrency` below 1.
+            ValueError: More than 10,000 items, or `max_concurrency` below 1.
         """
         if isinstance(max_concurrency, bool) or not isinstance(max_concurrency, int):
             raise TypeError(f"max_concurrency must be an int, not {type(max_concurrency).__name__}")
@@ -152,9 +152,16 @@ class RemoteFunction(Generic[P, R]):
             return OperationRef.failed(snapshot)
         if isinstance(arguments, Exception):
             return OperationRef.failed(arguments)
-        options = self._current_options()
-        worker = functools.partial(self._standby.take, options, snapshot.imports())
-        call = Call(self.__qualname__, snapshot, arguments, self._temp_dir, self._use_pickle, worker, slots)
+        call = Call(
+            name=self.__qualname__,
+            snapshot=snapshot,
+            arguments=arguments,
+            folder=self._temp_dir,
+            use_pickle=self._use_pickle,
+            options=self._current_options(),
+            standby=self._standby,
+            slots=slots,
+        )
         return operate(self._session._operations_scope, call, name=f"remote function {self.__qualname__}")
 
     def _current_options(self) -> dict[str, Any]:

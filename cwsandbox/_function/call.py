@@ -6,6 +6,7 @@ import sys
 import uuid
 from typing import TYPE_CHECKING, Any, NoReturn
 
+import anyio
 import anyio.to_thread
 from attrs import frozen
 
@@ -19,10 +20,10 @@ from cwsandbox.exceptions import (
 )
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Mapping
 
     from cwsandbox._function.payload import Snapshot
-    from cwsandbox._function.worker import Worker
+    from cwsandbox._function.standby import Standby
     from cwsandbox.process import ProcessResult
 
 __all__ = ["Call"]
@@ -42,7 +43,8 @@ class Call:
         arguments: Its arguments, encoded.
         folder: Where the result file goes.
         use_pickle: How the result travels.
-        worker: Makes the sandbox.
+        options: Of the sandbox.
+        standby: Where the sandbox comes from.
         slots: Shared by calls of which only some may run at a time.
     """
 
@@ -51,7 +53,8 @@ class Call:
     arguments: bytes
     folder: str
     use_pickle: bool
-    worker: Callable[[], Worker]
+    options: Mapping[str, Any]
+    standby: Standby
     slots: Slots | None = None
 
     async def __call__(self) -> Any:
@@ -70,7 +73,9 @@ class Call:
 
     async def _run(self) -> Any:
         path = f"{self.folder.rstrip('/')}/sandbox_result_{uuid.uuid4().hex}.bin"
-        worker = self.worker()
+        ended = anyio.Event()
+        worker = self.standby.take(self.options, self.snapshot.imports())
+        self.standby.replace(self.options, self.snapshot.imports(), ended)
         try:
             done, data = await worker.run(self.snapshot.payload(self.arguments, path), path)
             return await self._value(done, data)
@@ -81,6 +86,7 @@ class Call:
             raise SandboxExecutionError(f"the result of {self.name} cannot be read: {error}") from error
         finally:
             await worker.stop()
+            ended.set()
 
     async def _value(self, done: ProcessResult, data: bytes | None) -> Any:
         if data is None:

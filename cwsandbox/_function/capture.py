@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import builtins
-import contextlib
 import functools
+import logging
+import re
 import sys
 import types
 from types import BuiltinFunctionType, CellType, FunctionType, MethodType, ModuleType
@@ -28,6 +29,8 @@ Ref = dict[str, Any]
 
 _SET_BY_MODULES = frozenset({"__name__", "__builtins__", "__loader__", "__spec__", "__annotations__", "__package__"})
 _TYPING_MODULES = frozenset({"typing", "types"})
+_PICKLED_ALWAYS = (logging.Logger, re.Pattern)
+"""What modules commonly hold and JSON has no form for; their pickles are a few words."""
 
 
 class Capture:
@@ -49,6 +52,7 @@ class Capture:
         self.has_bytecode = False
         self._spaces: dict[int, tuple[str, dict[str, Any]]] = {}
         self._cells: dict[int, int] = {}
+        self._failed: dict[int, FunctionSerializationError] = {}
         self._numbers: dict[int, int] = {}
         self._alive: list[Any] = []  # ids stay unique only as long as their objects live
 
@@ -63,9 +67,15 @@ class Capture:
         Raises:
             FunctionSerializationError: It cannot be sent; `what` says what it is.
         """
+        if (failed := self._failed.get(id(value))) is not None:
+            raise failed
         number = self._numbers.get(id(value))
         if number is None:
-            number = self._node(value, what)
+            try:
+                number = self._node(value, what)
+            except FunctionSerializationError as error:
+                self._failed[id(value)] = error  # half of it is there: it must not be found
+                raise
         return self._value(value, what) if number is None else {"node": number}
 
     def name(self, value: Any) -> None:
@@ -100,7 +110,7 @@ class Capture:
                 return self._cached(value, what)
             case type() | FunctionType() | BuiltinFunctionType() | MethodType():
                 return self._code(value, what)
-        if type(value).__module__ in _TYPING_MODULES and not isinstance(value, types.SimpleNamespace | CellType):
+        if type(value).__module__ in _TYPING_MODULES and not isinstance(value, types.SimpleNamespace):
             return self._bytecode(self._begin(value), value, what)
         if callable(value) and (name := importable_name(value)) is not None:
             return self._add(value, {"kind": "attribute", "module": name[0], "name": name[1]})
@@ -116,6 +126,10 @@ class Capture:
     def _remote(self, remote: Any) -> int:
         """A decorated function is in the sandbox what it was before it was decorated."""
         ref = self.ref(remote._function, remote.__qualname__)
+        if "node" not in ref:
+            raise FunctionSerializationError(
+                f"{remote.__qualname__} is no function and cannot be called by another one"
+            )
         number: int = ref["node"]
         self._numbers[id(remote)] = number
         self._alive.append(remote)
@@ -209,7 +223,7 @@ class Capture:
         return node
 
     def _bytecode(self, number: int, value: Any, what: str) -> int:
-        self.has_bytecode = True
+        self.has_bytecode |= isinstance(value, type | FunctionType)  # type variables and the like are of any version
         self.modules.add_cloudpickle()
         names = {getattr(value, "__module__", None), *(space["module"] for space in self.spaces.values())}
         own = [sys.modules[name] for name in names if name in sys.modules and not is_installed(name)]
@@ -221,12 +235,15 @@ class Capture:
 
     def _sent_by_name(self, value: Any) -> bool:
         """Whether a pickle may name one of the caller's functions or classes: it has source, and is sent beside it."""
-        if is_installed(value.__module__) or lookup(value.__module__, value.__qualname__) is not value:
+        if is_installed(value.__module__):
             return False
-        has_source = class_definition(value) if isinstance(value, type) else function_definition(value)
-        if has_source is not None:
-            self.ref(value, value.__qualname__)
-        return has_source is not None
+        if lookup(value.__module__, value.__qualname__) is value:
+            has_source = class_definition(value) if isinstance(value, type) else function_definition(value)
+            if has_source is not None:
+                self.ref(value, value.__qualname__)
+                return True
+        self.has_bytecode = True
+        return False
 
     # Globals and values.
 
@@ -257,12 +274,15 @@ class Capture:
             number = self._cells[id(cell)] = len(self.cells)
             self.cells.append(None)
             self._alive.append(cell)
-            with contextlib.suppress(ValueError):  # not assigned yet
-                self.cells[number] = self.ref(cell.cell_contents, what)
+            try:
+                value = cell.cell_contents
+            except ValueError:  # not assigned yet
+                return number
+            self.cells[number] = self.ref(value, what)
         return number
 
     def _value(self, value: Any, what: str) -> Ref:
-        if not self.use_pickle:
+        if not self.use_pickle and not isinstance(value, _PICKLED_ALWAYS):
             return {"json": to_json(value, what)}
         self.blobs.append(pickle_value(value, what, self.name))
         return {"blob": len(self.blobs) - 1}

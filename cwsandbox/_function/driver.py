@@ -69,12 +69,11 @@ class Rebuilder:
 
     def open_space(self, label: str) -> dict[str, Any]:
         """The globals that functions of one module share."""
-        from importlib import import_module
         from types import ModuleType
 
         space = self.spaces[label]
         if space["installed"]:
-            return import_module(space["module"]).__dict__
+            return imported(space["module"]).__dict__
         module = self.own_module(space["module"])
         if any(
             module.__dict__ is other for other in self.globals.values()
@@ -167,15 +166,11 @@ class Rebuilder:
 
     def make_module(self, number: int, node: Node) -> Any:
         """A module that is imported here by name."""
-        from importlib import import_module
-
-        return import_module(node["module"])
+        return imported(node["module"])
 
     def make_attribute(self, number: int, node: Node) -> Any:
         """A function or class that an importable module has."""
-        from importlib import import_module
-
-        found = import_module(node["module"])
+        found: Any = imported(node["module"])
         for part in node["name"].split("."):
             found = getattr(found, part)
         return found
@@ -254,6 +249,12 @@ class Rebuilder:
         """What had to wait for something that was being made."""
         for action in self.later:
             action()
+
+
+def imported(name: str) -> ModuleType:
+    """A module that can be imported here."""
+    __import__(name)
+    return sys.modules[name]
 
 
 KEPT: list[ModuleType | None] = []

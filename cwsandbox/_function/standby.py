@@ -7,6 +7,8 @@ import time
 from collections import deque
 from typing import TYPE_CHECKING, Any
 
+import anyio
+
 from cwsandbox._function.worker import Worker
 from cwsandbox._operate import operate
 
@@ -16,6 +18,9 @@ if TYPE_CHECKING:
     from cwsandbox.session import Session
 
 __all__ = ["Standby"]
+
+_SHORT_CALL_SECONDS = 0.25
+"""Starting an interpreter costs as much as a short call; it would slow that down."""
 
 
 class Standby:
@@ -41,20 +46,27 @@ class Standby:
         self._max_age = float("inf") if lifetime is None else lifetime / 2
 
     def take(self, options: Mapping[str, Any], preload: tuple[str, ...]) -> Worker:
-        """A worker for one call: the oldest standby one, else a new one. Others are made in the background.
+        """A worker for one call: the oldest standby one, else a new one.
 
         Raises:
             SandboxError: The session is closed.
         """
-        if not self._size:
-            return Worker(self._session, options, preload, self._limit)
         with self._lock:
             self._drop_unfit(options)
             worker = self._workers.popleft() if self._workers else None
-        if worker is None:
-            worker = Worker(self._session, options, preload, self._limit)
+        return worker or Worker(self._session, options, preload, self._limit)
+
+    def replace(self, options: Mapping[str, Any], preload: tuple[str, ...], call_ended: anyio.Event) -> None:
+        """Make a new one for what a call has taken, in the background: after the call, if that is a short one."""
+        if self._size:
+            operate(
+                self._session._operations_scope, self._replace, options, preload, call_ended, name="replace standby"
+            )
+
+    async def _replace(self, options: Mapping[str, Any], preload: tuple[str, ...], call_ended: anyio.Event) -> None:
+        with anyio.move_on_after(_SHORT_CALL_SECONDS):
+            await call_ended.wait()
         self._fill(options, preload)
-        return worker
 
     async def prepare(self, options: Mapping[str, Any], preload: tuple[str, ...]) -> None:
         """Have all of them run.

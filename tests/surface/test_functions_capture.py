@@ -7,8 +7,10 @@ import dataclasses
 import enum
 import functools
 import json as js
+import logging
 import math
 import os.path as osp
+import re
 import subprocess
 import sys
 from random import randint
@@ -25,6 +27,8 @@ if TYPE_CHECKING:
 
     from only_for_the_type_checker import Nothing  # type: ignore[import-not-found]
 
+logger = logging.getLogger("a logger of this module")
+WORD = re.compile(r"[a-z]+")
 FACTOR = 3
 TABLE = {"a": [1, 2]}
 T = TypeVar("T")
@@ -120,6 +124,14 @@ def test_globals_helpers_recursion_and_module_aliases(session: Session) -> None:
             return [triple(2), even(10), cached(5), eight, greet("ada"), js.dumps(TABLE), math.floor(2.5), randint(7, 7), osp.join("a", "b")]  # fmt: skip
 
     assert uses.remote().result() == [6, True, 15, 8, "HELLO ADA", '{"a": [1, 2]}', 2, 7, "a/b"]
+
+
+def test_loggers_and_patterns_of_a_module(session: Session) -> None:
+    @session.function()
+    def uses() -> list[Any]:
+        return [logger.name, WORD.findall("a-b")]
+
+    assert uses.remote().result() == ["a logger of this module", ["a", "b"]]
 
 
 def test_classes_of_every_kind(session: Session) -> None:
