@@ -29,6 +29,7 @@ from cwsandbox.status import SandboxStatus
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Iterator
 
+    from cwsandbox._client.auth import Auth
     from cwsandbox._client.gateway import GatewayClient
     from cwsandbox._client.http import WaitFor
     from cwsandbox._metrics import Metrics
@@ -63,6 +64,7 @@ class SandboxCore:
         defaults: Of the caller.
         base_url: The caller's choice of a gateway.
         timeout_seconds: Limit for requests and waits; None is that of the defaults.
+        auth: The caller's choice of an account; None is that of the defaults.
     """
 
     def __init__(
@@ -71,10 +73,12 @@ class SandboxCore:
         defaults: SandboxDefaults,
         base_url: str | None,
         timeout_seconds: float | None,
+        auth: Auth | None = None,
     ) -> None:
         timeout = check_seconds(timeout_seconds, "request_timeout_seconds")
         self.defaults = defaults
         self.base_url = base_url
+        self.auth = check_auth(defaults.auth if auth is None else auth)
         self.timeout = defaults.request_timeout_seconds if timeout is None else timeout
         self.life = Lifecycle()
         self.stats = ExecStats()
@@ -90,7 +94,7 @@ class SandboxCore:
 
     def sibling(self) -> SandboxCore:
         """Another one for the same gateway, bound to nothing yet."""
-        return SandboxCore(None, self.defaults, self.base_url, self.timeout)
+        return SandboxCore(None, self.defaults, self.base_url, self.timeout, self.auth)
 
     def count_for(self, metrics: Metrics | None) -> None:
         """Have its start and its commands counted for a session from now on, or (None) for none."""
@@ -129,11 +133,15 @@ class SandboxCore:
         """The scope's connection to the gateway; opened on first use."""
         if self._gateway is None:
             from cwsandbox._client.address import resolve_address
-            from cwsandbox._client.gateway import open_gateway
+            from cwsandbox._client.gateway import connect
 
             chosen = self.defaults.base_url
-            address = resolve_address(self.base_url, defaults_url=None if chosen is DEFAULT_BASE_URL else chosen)
-            self._gateway = await self.scope().connection(address, lambda: open_gateway(address))
+            address = resolve_address(
+                self.base_url,
+                defaults_url=None if chosen is DEFAULT_BASE_URL else chosen,
+                has_auth=self.auth is not None,
+            )
+            self._gateway = await connect(self.scope(), address, self.auth)
         return self._gateway
 
     @property

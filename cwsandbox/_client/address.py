@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import enum
+import ipaddress
 import os
 from typing import TYPE_CHECKING
 from urllib.parse import SplitResult, unquote, urlsplit
@@ -42,6 +43,17 @@ class Address:
     url: str = "http://localhost"
     path: str | None = None
 
+    @property
+    def is_plaintext(self) -> bool:
+        """Whether others can read along: `http://` to another machine."""
+        host = urlsplit(self.url).hostname or ""
+        if self.kind is not AddressKind.HTTP or not self.url.startswith("http:") or host == "localhost":
+            return False
+        try:
+            return not ipaddress.ip_address(host).is_loopback
+        except ValueError:
+            return True
+
     def __str__(self) -> str:
         match self.kind:
             case AddressKind.EMBEDDED:
@@ -59,16 +71,19 @@ def resolve_address(
     base_url: str | None = None,
     *,
     defaults_url: str | None = None,
+    has_auth: bool = False,
     env: Mapping[str, str] | None = None,
 ) -> Address:
     """Decide which gateway to talk to. Does no I/O.
 
     The first that is set counts: the argument, `CWSANDBOX_BASE_URL`, the defaults object; empty means unset. If none is
-    set, the embedded gateway is meant, unless `CWSANDBOX_API_KEY` says that the hosted service is.
+    set, the embedded gateway is meant, unless `CWSANDBOX_API_KEY` or credentials of the caller's say that the hosted
+    service is.
 
     Args:
         base_url: `http(s)://host[:port]`, `unix:///path/to/socket`, or `local` for the embedded gateway.
         defaults_url: The same, from the defaults object.
+        has_auth: Whether the caller gave credentials.
         env: The environment; default `os.environ`.
 
     Returns:
@@ -82,11 +97,12 @@ def resolve_address(
     url = base_url or env.get(BASE_URL_VARIABLE) or defaults_url
     if url:
         return parse_address(url)
-    if env.get(API_KEY_VARIABLE):
+    given = "auth" if has_auth else API_KEY_VARIABLE
+    if has_auth or env.get(API_KEY_VARIABLE):
         raise CWSandboxError(
-            f"{API_KEY_VARIABLE} is set, which means the hosted service, and this version does not talk to it. Either "
-            f"name a gateway of your own with {BASE_URL_VARIABLE}=https://... (the key is sent to it), or unset "
-            f"{API_KEY_VARIABLE} or set {BASE_URL_VARIABLE}=local to run sandboxes on this machine."
+            f"{given} is set, which means the hosted service, and this version does not talk to it. Either name a "
+            f"gateway of your own with base_url= or {BASE_URL_VARIABLE}=https://... (the credentials are sent to it), or "
+            f"unset {given} or set {BASE_URL_VARIABLE}=local to run sandboxes on this machine."
         )
     return EMBEDDED
 

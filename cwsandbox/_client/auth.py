@@ -1,46 +1,96 @@
-"""Which credentials go with a request: the API key, W&B's variables, W&B's entry in `~/.netrc`, or an own mode."""
+"""Which credentials go with a request: an account of the caller's, or those that the process finds.
+
+The process's are the API key, W&B's variables, W&B's entry in `~/.netrc`, or an own mode. They are looked up when a
+sandbox first needs its gateway, and again when a gateway refuses them: keys can be replaced under a running program.
+"""
 
 from __future__ import annotations
 
 import logging
 import netrc
 import os
-from typing import TYPE_CHECKING
+import re
+from collections.abc import Callable, Hashable
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, TypeAlias
 
-from attrs import field, frozen
+import anyio
+import anyio.to_thread
+from attrs import frozen
 
 from cwsandbox._client.address import API_KEY_VARIABLE
 from cwsandbox.exceptions import CWSandboxAuthenticationError
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping
+    from collections.abc import Mapping
 
 _logger = logging.getLogger("cwsandbox")
 _NETRC_MACHINE = "api.wandb.ai"
 _NO_PROJECT = "uncategorized"
+_HEADER_NAME = re.compile(r"[!#$%&'*+.^_`|~0-9A-Za-z-]+")
+_HEADER_VALUE = re.compile(r"[!-~]([ -~]*[!-~])?")
 
 
-def _names_only(headers: Mapping[str, str]) -> str:
-    return "{" + ", ".join(f"{name!r}: '***'" for name in headers) + "}"
-
-
-@frozen
+@dataclass(frozen=True, repr=False)
 class AuthHeaders:
     """The headers that authenticate a caller. True if there are any.
 
     Attributes:
         headers: Header names and values; the values never show in `repr`.
         strategy: Where they came from: `api_key`, `wandb`, `none`, or the name of an own mode.
+
+    Raises:
+        TypeError: A name or value is not a str.
+        ValueError: A name or value that HTTP cannot carry, such as a key with the line's end of its file. The message
+            does not show values.
     """
 
-    headers: dict[str, str] = field(repr=_names_only)
+    headers: dict[str, str]
     strategy: str
+
+    def __post_init__(self) -> None:
+        for name, value in self.headers.items():
+            if not isinstance(name, str) or not isinstance(value, str):
+                raise TypeError("the names and values of headers must be str")
+            if not _HEADER_NAME.fullmatch(name):
+                raise ValueError("the name of a header has characters that HTTP does not allow in it")
+            if not _HEADER_VALUE.fullmatch(value):
+                raise ValueError(
+                    f"the value of the header {name} is empty, or has characters that HTTP does not allow in it "
+                    "(spaces around it, line ends, letters beyond ASCII)"
+                )
+
+    @classmethod
+    def api_key(cls, key: str) -> AuthHeaders:
+        """An API key, as a bearer token. Raises as the constructor."""
+        return cls({"authorization": f"Bearer {key}"}, "api_key")
+
+    @classmethod
+    def wandb(cls, key: str, *, entity: str, project: str | None = None) -> AuthHeaders:
+        """A W&B key. Raises as the constructor.
+
+        Args:
+            key: The key.
+            entity: The team or user that it acts for.
+            project: A project of the entity.
+        """
+        return cls({"x-api-key": key, "x-entity-id": entity, "x-project-name": project or _NO_PROJECT}, "wandb")
 
     def __bool__(self) -> bool:
         return bool(self.headers)
 
+    def __hash__(self) -> int:
+        return hash((frozenset(self.headers.items()), self.strategy))
+
+    def __repr__(self) -> str:
+        shown = ", ".join(f"{name!r}: '***'" for name in self.headers)
+        return f"AuthHeaders(headers={{{shown}}}, strategy={self.strategy!r})"
+
 
 NO_AUTH = AuthHeaders({}, "none")
+
+Auth: TypeAlias = AuthHeaders | Callable[[], AuthHeaders]
+"""One account: its headers, or a function that returns them, called in a worker thread."""
 
 
 @frozen
@@ -55,10 +105,13 @@ _mode: _AuthMode | None = None
 def set_auth_mode(name: str, get_auth: Callable[[], AuthHeaders]) -> None:
     """Replace how this process finds its credentials. The last call wins; modes do not chain.
 
+    For several accounts in one process use `auth=` of `SandboxDefaults` or `Sandbox` instead.
+
     Args:
         name: The mode's name, for messages.
-        get_auth: Called in a worker thread whenever a connection to a gateway is first made. What it raises reaches the
-            caller as it is.
+        get_auth: Called in a worker thread when a sandbox first needs its gateway, for each `Sandbox.list`, `from_id`
+            and `delete`, and when a gateway no longer accepts what it returned. What it raises reaches the caller as it
+            is.
     """
     global _mode
     _mode = _AuthMode(name, get_auth)
@@ -70,8 +123,100 @@ def _reset_auth_mode() -> None:
     _mode = None
 
 
+def check_auth(auth: Auth | None) -> Auth | None:
+    """`auth` as it is.
+
+    Raises:
+        TypeError: Neither `AuthHeaders` nor callable; the message does not show it.
+    """
+    if auth is None or isinstance(auth, AuthHeaders) or callable(auth):
+        return auth
+    raise TypeError(
+        f"auth must be AuthHeaders or a function that returns them, not {type(auth).__name__}; "
+        "for an API key write AuthHeaders.api_key(key)"
+    )
+
+
+class Credentials:
+    """What one client of a gateway sends. Used on one event loop.
+
+    Attributes:
+        headers: What is sent now.
+        account: Whose client it is: equal for what may share one.
+
+    Args:
+        headers: What to begin with.
+        look_up: Finds others when a gateway refuses these; without it there are none. Called in a worker thread.
+        account: See above; default are the headers.
+    """
+
+    def __init__(
+        self,
+        headers: AuthHeaders,
+        look_up: Callable[[], AuthHeaders] | None = None,
+        account: Hashable = None,
+    ) -> None:
+        self.headers = headers
+        self.account: Hashable = headers if account is None else account
+        self._look_up = look_up
+        self._lock = anyio.Lock()
+
+    @classmethod
+    async def find(cls, auth: Auth | None) -> Credentials:
+        """The credentials of an account, or (None) those of the process.
+
+        A function is an account, whatever tokens it returns over time. The process's credentials are what they are now:
+        other ones later are another account.
+
+        Raises:
+            CWSandboxAuthenticationError: They are incomplete, or something else than `AuthHeaders` was returned.
+            Exception: Whatever the function raised.
+        """
+        if isinstance(auth, AuthHeaders):
+            return cls(auth)
+        if auth is None:
+            return cls(await anyio.to_thread.run_sync(resolve_auth), resolve_auth)
+
+        def look_up() -> AuthHeaders:
+            return _asked(auth, "the function given as auth")
+
+        return cls(await anyio.to_thread.run_sync(look_up), look_up, _identity(auth))
+
+    async def renew(self, refused: AuthHeaders) -> bool:
+        """A gateway refused these: look for others. Those who ask at the same time share one look.
+
+        Returns:
+            Whether there are others to try.
+
+        Raises:
+            Exception: As `find`.
+        """
+        if self._look_up is None:
+            return False
+        async with self._lock:
+            if self.headers == refused:
+                self.headers = await anyio.to_thread.run_sync(self._look_up)
+            return self.headers != refused
+
+
+def _identity(function: Callable[[], AuthHeaders]) -> Hashable:
+    """Two looks at one bound method are equal and not identical; some callables cannot be compared by hash."""
+    try:
+        hash(function)
+    except TypeError:
+        return id(function)  # Stays its own as long as somebody holds the function, as the client does.
+    return function
+
+
+def _asked(function: Callable[[], AuthHeaders], who: str) -> AuthHeaders:
+    found = function()
+    if not isinstance(found, AuthHeaders):
+        raise CWSandboxAuthenticationError(f"{who} returned no AuthHeaders")
+    return found
+
+
 def resolve_auth(*, env: Mapping[str, str] | None = None) -> AuthHeaders:
-    """Find the credentials. May read `~/.netrc`: not for an event loop's thread.
+    """Find the credentials of the process. May read `~/.netrc`: not for an event loop's thread.
 
     Args:
         env: The environment; default `os.environ`.
@@ -80,19 +225,20 @@ def resolve_auth(*, env: Mapping[str, str] | None = None) -> AuthHeaders:
         The headers, empty if there are no credentials.
 
     Raises:
-        CWSandboxAuthenticationError: W&B's key is there and `WANDB_ENTITY_NAME` is not, or the own mode returned
-            something else than `AuthHeaders`.
+        CWSandboxAuthenticationError: W&B's key is there and `WANDB_ENTITY_NAME` is not, a key cannot be sent in a
+            header, or the own mode returned something else than `AuthHeaders`.
     """
     mode = _mode
     if mode is not None:
-        found = mode.get_auth()
-        if not isinstance(found, AuthHeaders):
-            raise CWSandboxAuthenticationError(f"the auth mode {mode.name!r} returned no AuthHeaders")
-        return found
+        return _asked(mode.get_auth, f"the auth mode {mode.name!r}")
     env = os.environ if env is None else env
-    if key := env.get(API_KEY_VARIABLE):
-        return AuthHeaders({"authorization": f"Bearer {key}"}, "api_key")
-    if key := env.get("WANDB_API_KEY"):
+    # Keys often come out of files, with the line's end.
+    if key := env.get(API_KEY_VARIABLE, "").strip():
+        try:
+            return AuthHeaders.api_key(key)
+        except ValueError:
+            raise CWSandboxAuthenticationError(f"{API_KEY_VARIABLE} has characters that no key has") from None
+    if key := env.get("WANDB_API_KEY", "").strip():
         return _wandb_headers(key, "WANDB_API_KEY", env)
     if key := _netrc_password(env):
         return _wandb_headers(key, f"~/.netrc's entry for {_NETRC_MACHINE}", env)
@@ -105,12 +251,10 @@ def _wandb_headers(key: str, source: str, env: Mapping[str, str]) -> AuthHeaders
         raise CWSandboxAuthenticationError(
             f"{source} needs WANDB_ENTITY_NAME beside it; set it, or set {API_KEY_VARIABLE}"
         )
-    headers = {
-        "x-api-key": key,
-        "x-entity-id": entity,
-        "x-project-name": env.get("WANDB_PROJECT_NAME") or _NO_PROJECT,
-    }
-    return AuthHeaders(headers, "wandb")
+    try:
+        return AuthHeaders.wandb(key, entity=entity, project=env.get("WANDB_PROJECT_NAME"))
+    except ValueError as error:
+        raise CWSandboxAuthenticationError(f"{source} cannot be used: {error}") from None
 
 
 def _netrc_password(env: Mapping[str, str]) -> str | None:

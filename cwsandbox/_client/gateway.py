@@ -13,11 +13,11 @@ from typing import TYPE_CHECKING, Any
 
 import anyio
 import anyio.to_thread
-from attrs import frozen
+from attrs import field, frozen
 
 from cwsandbox._client import embedded
 from cwsandbox._client.address import Address, AddressKind
-from cwsandbox._client.auth import NO_AUTH, AuthHeaders, resolve_auth
+from cwsandbox._client.auth import NO_AUTH, Credentials
 from cwsandbox._client.channel import Connection, ExecChannel, Timing, open_channel
 from cwsandbox._client.errors import TransportError, bad_answer, unreachable
 from cwsandbox._client.folders import Folders, prepare_folders
@@ -27,9 +27,11 @@ from cwsandbox.exceptions import CWSandboxError, SandboxUnavailableError
 from cwsandbox.wire.frames import PROTOCOL_VERSION
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator
+    from collections.abc import AsyncIterator, Hashable
 
+    from cwsandbox._client.auth import Auth
     from cwsandbox._client.transport import Transport
+    from cwsandbox._runtime.scope import Scope
     from cwsandbox.wire.resources import GatewayInfo
 
 _logger = logging.getLogger("cwsandbox")
@@ -54,39 +56,72 @@ class GatewayClient:
     channel: ExecChannel
 
 
-@asynccontextmanager
-async def open_gateway(
-    address: Address, *, auth: AuthHeaders | None = None, timing: Timing | None = None
-) -> AsyncIterator[GatewayClient]:
-    """Open a client; leaving says goodbye to the gateway, which kills the commands that still run for this client.
+@frozen
+class _ClientKey:
+    """What shares a client. Keys name tasks and stand in logs, so they say nothing about the account."""
 
-    Finds or starts the embedded gateway if that is the address. Made for `Scope.connection(address, ...)`.
+    address: Address
+    account: Hashable = field(repr=False)
+
+    def __str__(self) -> str:
+        return str(self.address)
+
+
+async def connect(scope: Scope, address: Address, auth: Auth | None = None) -> GatewayClient:
+    """The scope's client for an address and an account; opened on first use. On the scope's loop.
 
     Args:
+        scope: Who holds it open.
         address: From `resolve_address`.
-        auth: The credentials; default: `resolve_auth()`. The embedded gateway is given none.
-        timing: How patient the channel is.
+        auth: The account; None is that of the process. The embedded gateway is given none.
 
     Raises:
         CWSandboxAuthenticationError: The credentials are incomplete.
+        CWSandboxError: As `open_gateway`.
+    """
+    embedded_one = address.kind is AddressKind.EMBEDDED
+    credentials = Credentials(NO_AUTH) if embedded_one else await Credentials.find(auth)
+    key = _ClientKey(address, credentials.account)
+    return await scope.connection(key, lambda: open_gateway(address, credentials=credentials))
+
+
+@asynccontextmanager
+async def open_gateway(
+    address: Address, *, credentials: Credentials | None = None, timing: Timing | None = None
+) -> AsyncIterator[GatewayClient]:
+    """Open a client; leaving says goodbye to the gateway, which kills the commands that still run for this client.
+
+    Finds or starts the embedded gateway if that is the address.
+
+    Args:
+        address: From `resolve_address`.
+        credentials: What to send; default is nothing, which is what the embedded gateway wants.
+        timing: How patient the channel is.
+
+    Raises:
         SandboxUnavailableError: The embedded gateway could not be started; the message holds the end of its log.
         CWSandboxError: The embedded gateway's folders are not private.
     """
     is_embedded = address.kind is AddressKind.EMBEDDED
     folders = await anyio.to_thread.run_sync(prepare_folders) if is_embedded else None
-    if is_embedded:
-        auth = NO_AUTH
-    elif auth is None:
-        auth = await anyio.to_thread.run_sync(resolve_auth)
+    credentials = credentials or Credentials(NO_AUTH)
+    if credentials.headers and address.is_plaintext:
+        _warn_of_plaintext(address)
     transports = await anyio.to_thread.run_sync(_load_transport)
     path = folders.socket if folders is not None else address.path
-    async with transports.open_transport(address, socket_path=path, headers=auth.headers) as transport:
+    async with transports.open_transport(address, socket_path=path, credentials=credentials) as transport:
         timing = timing or Timing()
         finder = _Finder(address, transport, folders, timing)
         if is_embedded:
             await finder.ensure()
         async with open_channel(address, finder.connect, timing) as channel:
             yield GatewayClient(address, Api(address, transport, finder.ensure if is_embedded else None), channel)
+
+
+def _warn_of_plaintext(address: Address) -> None:
+    if str(address) not in _told:
+        _told.add(str(address))
+        _logger.warning("the credentials for %s travel unencrypted: use https://, or keep to this machine", address)
 
 
 def _load_transport() -> Any:

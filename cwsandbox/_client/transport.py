@@ -41,13 +41,16 @@ from wsproto.connection import ConnectionState
 from wsproto.utilities import ProtocolError
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncGenerator, AsyncIterator, Callable, Iterator, Mapping, Sequence
+    from collections.abc import AsyncGenerator, AsyncIterator, Callable, Iterator, Sequence
+
+    from cwsandbox._client.auth import Credentials
 
 _ACCEPT_GUID = b"258EAFA5-E914-47DA-95CA-C5AB0DC85B11"  # RFC 6455, section 1.3
 _READ_BYTES = 256 * 1024
 _IDLE_CONNECTIONS = 16
 _IDLE_SECONDS = 20.0  # The gateway keeps idle connections for longer.
 _CLOSE_SECONDS = 1.0
+_UNAUTHENTICATED = 401
 
 
 class UpgradeRefusedError(Exception):
@@ -87,22 +90,33 @@ class _Body(httpx.AsyncByteStream):
 class Transport:
     """Requests and WebSockets to one address. Made by `open_transport`; use it on that event loop only."""
 
-    def __init__(self, make_client: Callable[[], httpx.AsyncClient], client: httpx.AsyncClient) -> None:
+    def __init__(
+        self, make_client: Callable[[], httpx.AsyncClient], client: httpx.AsyncClient, credentials: Credentials
+    ) -> None:
         self._make_client = make_client
         self._client = client
+        self._credentials = credentials
 
     async def request(
         self, method: str, path: str, *, params: Sequence[tuple[str, str]] = (), content: bytes | None = None
     ) -> Reply:
         """Send one request and read the whole answer, without a time limit. Cancelling closes the connection.
 
+        If the credentials are refused, it is sent once more with newer ones, where there are any.
+
         Raises:
             TransportError: There was no answer.
+            Exception: Looking for newer credentials failed.
         """
-        headers = {"content-type": "application/json"} if content is not None else None
-        with _translated():
-            response = await self._client.request(method, path, params=list(params), content=content, headers=headers)
-        return Reply(response.status_code, response.content)
+        headers = {"content-type": "application/json"} if content is not None else {}
+        while True:
+            auth = self._credentials.headers
+            with _translated():
+                response = await self._client.request(
+                    method, path, params=list(params), content=content, headers={**headers, **auth.headers}
+                )
+            if response.status_code != _UNAUTHENTICATED or not await self._credentials.renew(auth):
+                return Reply(response.status_code, response.content)
 
     @asynccontextmanager
     async def websocket(self, path: str, *, greeting: str) -> AsyncIterator[tuple[Reply, WebSocket]]:
@@ -113,10 +127,10 @@ class Transport:
         Raises:
             TransportError: The gateway was not reached, or left in between.
             UpgradeRefusedError: It does not want to.
+            Exception: Looking for newer credentials failed.
         """
         async with self._make_client() as client:
-            with _translated():
-                greeted = await client.get(greeting)
+            greeted = await self._greet(client, greeting)
             reply = Reply(greeted.status_code, greeted.content)
             if greeted.status_code != 200:
                 raise UpgradeRefusedError(reply)
@@ -130,6 +144,18 @@ class Transport:
                         yield reply, websocket
             except httpx_ws.WebSocketUpgradeError as error:
                 raise UpgradeRefusedError(Reply(error.response.status_code, error.response.content)) from error
+
+    async def _greet(self, client: httpx.AsyncClient, path: str) -> httpx.Response:
+        """Ask with credentials that are accepted, if there are any, which the client then keeps."""
+        while True:
+            auth = self._credentials.headers
+            client.headers.update(auth.headers)
+            with _translated():
+                response = await client.get(path)
+            if response.status_code != _UNAUTHENTICATED or not await self._credentials.renew(auth):
+                return response
+            for name in auth.headers:
+                del client.headers[name]
 
 
 @contextmanager
@@ -267,30 +293,31 @@ class WebSocket(httpx_ws.AsyncWebSocketSession):
 
 @asynccontextmanager
 async def open_transport(
-    address: Address, *, socket_path: str | None, headers: Mapping[str, str]
+    address: Address, *, socket_path: str | None, credentials: Credentials
 ) -> AsyncIterator[Transport]:
     """Make the client for one address. Does no I/O; leaving closes its connections.
 
     Args:
         address: Where the gateway is.
         socket_path: The Unix socket, for all but `http(s)` addresses.
-        headers: Sent with every request.
+        credentials: Sent with every request.
     """
     tls = await _tls_context(address)
-    all_headers = {"user-agent": f"cwsandbox/{__version__}", "accept": "application/json", **headers}
+    headers = {"user-agent": f"cwsandbox/{__version__}", "accept": "application/json"}
 
     def make_client() -> httpx.AsyncClient:
         return httpx.AsyncClient(
             base_url=address.url,
-            headers=all_headers,
+            headers=headers,
             transport=_http_transport(tls, socket_path),
             timeout=None,  # noqa: S113 - the caller's one deadline covers everything; httpx's own are per read.
             trust_env=False,
+            follow_redirects=False,  # Credentials are for one host.
             event_hooks={"request": [_simplify_body], "response": [_read_refusal]},
         )
 
     async with make_client() as client:
-        yield Transport(make_client, client)
+        yield Transport(make_client, client, credentials)
 
 
 def _http_transport(tls: ssl.SSLContext, socket_path: str | None) -> httpx.AsyncHTTPTransport:
