@@ -15,6 +15,8 @@ from typing import TYPE_CHECKING
 from cwsandbox._version import __version__
 
 if TYPE_CHECKING:
+    from cwsandbox._client.auth import AuthHeaders as AuthHeaders
+    from cwsandbox._client.auth import set_auth_mode as set_auth_mode
     from cwsandbox._runtime.operation import OperationRef as OperationRef
     from cwsandbox.defaults import SandboxDefaults as SandboxDefaults
     from cwsandbox.discovery import EgressMode as EgressMode
@@ -76,6 +78,7 @@ if TYPE_CHECKING:
     from cwsandbox.wire.errors import FieldViolation as FieldViolation
 
 _HOMES = {
+    "cwsandbox._client.auth": ("AuthHeaders", "set_auth_mode"),
     "cwsandbox._runtime.operation": ("OperationRef",),
     "cwsandbox.defaults": ("SandboxDefaults",),
     "cwsandbox.discovery": (

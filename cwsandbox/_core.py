@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 import anyio
 
+from cwsandbox._client.auth import check_auth
 from cwsandbox._exec import ExecStats
 from cwsandbox._lifecycle import Lifecycle, Phase
 from cwsandbox._operate import operate

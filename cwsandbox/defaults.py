@@ -7,6 +7,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+from cwsandbox._client.auth import Auth  # noqa: TC001 - for those who read the fields' types at run time
 from cwsandbox.options import NetworkOptions, ResourceOptions, Secret, network_options
 
 __all__ = ["DEFAULT_BASE_URL", "SandboxDefaults"]
@@ -43,6 +44,9 @@ class SandboxDefaults:
         secrets: Values from secret stores for the environment.
         environment_variables: Environment of every command; not for secrets.
         annotations: Metadata for the runner; not for secrets.
+        auth: The account to be at the gateway: `AuthHeaders`, or a function that returns them, which is asked again
+            when the gateway no longer accepts them. None is what the process finds. The embedded gateway needs none
+            and is given none.
     """
 
     container_image: str = "python:3.11"
@@ -60,6 +64,7 @@ class SandboxDefaults:
     secrets: tuple[Secret, ...] | None = None
     environment_variables: dict[str, str] = field(default_factory=dict, repr=False)
     annotations: dict[str, str] = field(default_factory=dict)
+    auth: Auth | None = field(default=None, repr=False)
 
     @classmethod
     def of(cls, value: SandboxDefaults | Mapping[str, Any] | None) -> SandboxDefaults:

@@ -44,6 +44,7 @@ if TYPE_CHECKING:
     from datetime import datetime
     from types import TracebackType
 
+    from cwsandbox._client.auth import Auth
     from cwsandbox._runtime.readers import LineReader
     from cwsandbox._runtime.scope import Cleanup
     from cwsandbox.files import Files
@@ -79,6 +80,7 @@ class Sandbox:
         tags: Labels, after those of the defaults.
         base_url: The gateway: `http(s)://host[:port]`, `unix:///path`, or "local" for the embedded one. Default:
             `CWSANDBOX_BASE_URL`, the defaults, the embedded gateway.
+        auth: The account to be there, as in `SandboxDefaults`. Default: that of the defaults, then of the process.
         request_timeout_seconds: Limit for a request, for waiting, and for a command without its own (default 300).
         max_lifetime_seconds: When the gateway ends the sandbox, counted from its creation.
         profile_ids: Profiles it may run with; an empty list clears those of the defaults.
@@ -120,6 +122,7 @@ class Sandbox:
         environment_variables: Mapping[str, str] | None = None,
         annotations: Mapping[str, str] | None = None,
         secrets: Sequence[Secret | Mapping[str, Any]] | None = None,
+        auth: Auth | None = None,
     ) -> None:
         chosen = SandboxDefaults.of(defaults)
         request = SandboxRequest.build(
@@ -141,7 +144,7 @@ class Sandbox:
             annotations=annotations,
             secrets=secrets,
         )
-        self._adopt_core(SandboxCore(request, chosen, base_url, request_timeout_seconds))
+        self._adopt_core(SandboxCore(request, chosen, base_url, request_timeout_seconds, auth))
 
     def _adopt_core(self, core: SandboxCore) -> None:
         self._core = core
@@ -204,6 +207,7 @@ class Sandbox:
         show_terminated: bool | None = None,
         base_url: str | None = None,
         timeout_seconds: float | None = None,
+        auth: Auth | None = None,
     ) -> OperationRef[builtins.list[Self]]:
         """The sandboxes that match all that is given.
 
@@ -216,26 +220,32 @@ class Sandbox:
             show_terminated: Another name of `include_stopped`.
             base_url: The gateway; default as in the constructor.
             timeout_seconds: Limit for the call (default 300).
+            auth: The account; default is that of the process.
 
         Raises:
             TypeError: `include_stopped` and `show_terminated` contradict each other.
             ValueError: From the ref: `status` is not a `SandboxStatus` value.
         """
-        finder = SandboxCore(None, SandboxDefaults(), base_url, timeout_seconds)
+        finder = SandboxCore(None, SandboxDefaults(), base_url, timeout_seconds, auth)
         stopped = with_terminated(include_stopped, show_terminated)
         query = ListQuery(tags, status, profile_ids, runner_ids, stopped)
         return finder.operate(cls._list, finder, query, name="list sandboxes")
 
     @classmethod
     def from_id(
-        cls, sandbox_id: str, *, base_url: str | None = None, timeout_seconds: float | None = None
+        cls,
+        sandbox_id: str,
+        *,
+        base_url: str | None = None,
+        timeout_seconds: float | None = None,
+        auth: Auth | None = None,
     ) -> OperationRef[Self]:
         """Attach to a sandbox that exists, an ended one included.
 
         Raises:
             SandboxNotFoundError: From the ref: no such sandbox.
         """
-        finder = SandboxCore(None, SandboxDefaults(), base_url, timeout_seconds)
+        finder = SandboxCore(None, SandboxDefaults(), base_url, timeout_seconds, auth)
         return finder.operate(cls._find, finder, sandbox_id, name="find sandbox")
 
     @classmethod
@@ -246,13 +256,14 @@ class Sandbox:
         base_url: str | None = None,
         timeout_seconds: float | None = None,
         missing_ok: bool = False,
+        auth: Auth | None = None,
     ) -> OperationRef[None]:
         """Kill a sandbox at once and have the gateway forget it.
 
         Raises:
             SandboxNotFoundError: From the ref: no such sandbox, and not `missing_ok`.
         """
-        finder = SandboxCore(None, SandboxDefaults(), base_url, timeout_seconds)
+        finder = SandboxCore(None, SandboxDefaults(), base_url, timeout_seconds, auth)
         return finder.operate(_delete, finder, sandbox_id, missing_ok, name="delete sandbox")
 
     @classmethod

@@ -101,8 +101,8 @@ def resolve_address(
     if has_auth or env.get(API_KEY_VARIABLE):
         raise CWSandboxError(
             f"{given} is set, which means the hosted service, and this version does not talk to it. Either name a "
-            f"gateway of your own with base_url= or {BASE_URL_VARIABLE}=https://... (the credentials are sent to it), or "
-            f"unset {given} or set {BASE_URL_VARIABLE}=local to run sandboxes on this machine."
+            f"gateway of your own with base_url= or {BASE_URL_VARIABLE}=https://... (the credentials are sent to it), "
+            f"or unset {given} or set {BASE_URL_VARIABLE}=local to run sandboxes on this machine."
         )
     return EMBEDDED
 

@@ -7,7 +7,6 @@ sandbox first needs its gateway, and again when a gateway refuses them: keys can
 from __future__ import annotations
 
 import logging
-import netrc
 import os
 import re
 from collections.abc import Callable, Hashable
@@ -49,7 +48,8 @@ class AuthHeaders:
     strategy: str
 
     def __post_init__(self) -> None:
-        for name, value in self.headers.items():
+        given: list[tuple[object, object]] = [*self.headers.items()]
+        for name, value in given:
             if not isinstance(name, str) or not isinstance(value, str):
                 raise TypeError("the names and values of headers must be str")
             if not _HEADER_NAME.fullmatch(name):
@@ -240,8 +240,8 @@ def resolve_auth(*, env: Mapping[str, str] | None = None) -> AuthHeaders:
             raise CWSandboxAuthenticationError(f"{API_KEY_VARIABLE} has characters that no key has") from None
     if key := env.get("WANDB_API_KEY", "").strip():
         return _wandb_headers(key, "WANDB_API_KEY", env)
-    if key := _netrc_password(env):
-        return _wandb_headers(key, f"~/.netrc's entry for {_NETRC_MACHINE}", env)
+    if found := _netrc_password(env):
+        return _wandb_headers(found, f"~/.netrc's entry for {_NETRC_MACHINE}", env)
     return NO_AUTH
 
 
@@ -258,6 +258,8 @@ def _wandb_headers(key: str, source: str, env: Mapping[str, str]) -> AuthHeaders
 
 
 def _netrc_password(env: Mapping[str, str]) -> str | None:
+    import netrc
+
     home = env.get("HOME") or os.path.expanduser("~")
     path = os.path.join(home, ".netrc")
     try:

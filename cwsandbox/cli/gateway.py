@@ -159,10 +159,30 @@ def add(name: str, key_file: str | None, output: str) -> None:
 @keys.command
 @click.argument("name")
 @key_file_option
+@output_option
+def rotate(name: str, key_file: str | None, output: str) -> None:
+    """Make another API key for NAME and print it, this once. The one before stays valid until the next rotation."""
+    from cwsandbox.exceptions import CWSandboxError
+    from cwsandbox.gateway.keyfile import rotate_key
+
+    path = key_file or default_key_file()
+    try:
+        key = rotate_key(path, name)
+    except KeyError:
+        raise CWSandboxError(f"there is no key {name!r} in {path}") from None
+    if output == "json":
+        print_json({"name": name, "key": key, "api_key_file": path})
+    else:
+        click.echo(key)
+
+
+@keys.command
+@click.argument("name")
+@key_file_option
 @quiet_option
 @output_option
 def revoke(name: str, key_file: str | None, quiet: bool, output: str) -> None:
-    """Take NAME's key away. Commands that run for it are not ended; nothing new is let in."""
+    """Take NAME's keys away. Who holds one is cut off; what runs for it ends after the grace, as for a lost client."""
     from cwsandbox.exceptions import CWSandboxError
     from cwsandbox.gateway.keyfile import revoke_key
 

@@ -75,6 +75,13 @@ class Gateway:
         authorization = headers[0].decode("latin-1") if len(headers) == 1 else ""
         return self.authenticator.principal(_peer(scope), authorization)
 
+    def still_admits(self, scope: Scope, principal: str) -> bool:
+        """Whether who was let in as `principal` still would be."""
+        try:
+            return self.principal(scope) == principal
+        except StatusError:
+            return False
+
 
 def make_app(gateway: Gateway) -> ASGIApp:
     """Return the ASGI application. It has no lifespan: the service is open already."""
@@ -316,7 +323,8 @@ async def _serve_channel(gateway: Gateway, scope: Scope, receive: Receive, send:
     peer = _peer(scope)
     process = PeerProcess(peer.pid if peer is not None else 0)
     transport = _WebSocketTransport(receive, send)
-    await Connection(gateway.service, principal, transport, process).run()
+    admitted = functools.partial(gateway.still_admits, scope, principal)
+    await Connection(gateway.service, principal, transport, process, admitted).run()
     await transport.close()
 
 

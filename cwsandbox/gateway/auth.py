@@ -2,7 +2,7 @@
 
 API keys live hashed in a file, one `name:sha256-hex` per line; blank lines and lines that begin with `#` are skipped.
 SHA-256 is enough because keys are 256 random bits (`new_key`): there is nothing to guess, unlike with passwords. Every
-key is a principal of its own.
+name is a principal; it may have several keys, so that one can be replaced while it is in use.
 """
 
 from __future__ import annotations
@@ -97,7 +97,7 @@ def read_key_file(lines: Iterable[str]) -> KeyAuthenticator:
     """Parse the lines of a key file.
 
     Raises:
-        ValueError: A line is malformed or a name or key occurs twice; the message names the line, never its content.
+        ValueError: A line is malformed or repeats a key; the message names the line, never its content.
     """
     digests: dict[bytes, str] = {}
     for number, line in enumerate(lines, 1):
@@ -108,8 +108,8 @@ def read_key_file(lines: Iterable[str]) -> KeyAuthenticator:
         if match is None:
             raise ValueError(f"line {number} of the key file is not name:sha256")
         digest = bytes.fromhex(match["digest"])
-        if digest in digests or match["name"] in digests.values():
-            raise ValueError(f"line {number} of the key file repeats a name or a key")
+        if digest in digests:
+            raise ValueError(f"line {number} of the key file repeats a key")
         digests[digest] = match["name"]
     if not digests:
         raise ValueError("the key file has no keys; nobody could use this gateway")

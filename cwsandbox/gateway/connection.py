@@ -24,6 +24,8 @@ from cwsandbox.wire.errors import Code, PeerSilentError, ProtocolError, Status, 
 from cwsandbox.wire.streams import ExecOpen, FilesOpen, LogsOpen, ReadOpen, WriteOpen
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from cwsandbox.gateway.registry import PeerProcess
     from cwsandbox.gateway.service import Service
     from cwsandbox.gateway.streamtask import StreamTask
@@ -59,12 +61,22 @@ class Connection:
         principal: Who is at the other end.
         transport: The accepted WebSocket.
         peer: The client's process, as far as it is known.
+        admitted: Asked with every message: a client whose key was revoked is cut off. It may come back for its streams
+            within the grace, if it has another key of the same principal.
     """
 
-    def __init__(self, service: Service, principal: str, transport: Transport, peer: PeerProcess) -> None:
+    def __init__(
+        self,
+        service: Service,
+        principal: str,
+        transport: Transport,
+        peer: PeerProcess,
+        admitted: Callable[[], bool] = lambda: True,
+    ) -> None:
         self._service = service
         self._principal = principal
         self._peer = peer
+        self._admitted = admitted
         self._transport = transport
         self._channel = Channel(Role.SERVER)
         self._tasks: dict[int, StreamTask] = {}
@@ -119,7 +131,7 @@ class Connection:
 
     async def _read(self) -> None:
         try:
-            while (message := await self._transport.receive()) is not None:
+            while (message := await self._transport.receive()) is not None and self._admitted():
                 for event in self._channel.receive(message, monotonic()):
                     self._dispatch(event)
                 if self._channel.has_output:

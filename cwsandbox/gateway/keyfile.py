@@ -81,8 +81,28 @@ def add_key(path: str, name: str) -> str:
     return key
 
 
+def rotate_key(path: str, name: str) -> str:
+    """Make another key of this name; the one before it stays valid until the next rotation, older ones do not.
+
+    So the holder can change over while both work. They are one principal: they see the same sandboxes.
+
+    Raises:
+        KeyError: There is none of this name.
+        OSError: The file cannot be read or written.
+    """
+    key, line = new_key(name)
+    with _edited(path) as lines:
+        ours = [number for number, old in enumerate(lines) if _name(old) == name]
+        if not ours:
+            raise KeyError(name)
+        lines.insert(ours[-1] + 1, line)
+        for number in reversed(ours[:-1]):
+            del lines[number]
+    return key
+
+
 def revoke_key(path: str, name: str) -> None:
-    """Take a key out of the file.
+    """Take all keys of this name out of the file.
 
     Raises:
         KeyError: There is none of this name.
@@ -101,7 +121,7 @@ def key_names(path: str) -> list[str]:
     Raises:
         OSError: The file cannot be read.
     """
-    return [name for line in _lines(path) if (name := _name(line))]
+    return list(dict.fromkeys(name for line in _lines(path) if (name := _name(line))))
 
 
 def _read(path: str) -> KeyAuthenticator:

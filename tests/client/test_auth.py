@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
+import dataclasses
 import logging
 from typing import TYPE_CHECKING
 
-import attrs
 import pytest
 
 from cwsandbox._client import auth
@@ -87,7 +87,7 @@ def test_secrets_do_not_show() -> None:
     assert "hunter2" not in repr(headers)
     assert "hunter2" not in str(headers)
     assert "authorization" in repr(headers)
-    with pytest.raises(attrs.exceptions.FrozenInstanceError):
+    with pytest.raises(dataclasses.FrozenInstanceError):
         headers.strategy = "x"  # type: ignore[misc]
 
 

@@ -14,7 +14,7 @@ import pytest
 from cwsandbox import exceptions as e
 from cwsandbox._client import http as module
 from cwsandbox._client.address import Address, AddressKind
-from cwsandbox._client.auth import NO_AUTH, AuthHeaders
+from cwsandbox._client.auth import NO_AUTH, AuthHeaders, Credentials
 from cwsandbox._client.gateway import GatewayClient, open_gateway
 from cwsandbox._client.http import WaitFor
 from cwsandbox.wire.errors import Code, Status
@@ -29,7 +29,7 @@ RECORD = {"sandboxId": "sb-1", "status": {"state": "STATE_RUNNING"}}
 
 @asynccontextmanager
 async def client_of(peer: Peer, auth: AuthHeaders = NO_AUTH) -> AsyncIterator[GatewayClient]:
-    async with open_gateway(Address(AddressKind.UNIX, path=peer.path), auth=auth) as client:
+    async with open_gateway(Address(AddressKind.UNIX, path=peer.path), credentials=Credentials(auth)) as client:
         yield client
 
 
@@ -246,7 +246,7 @@ async def test_answers_that_are_not_ours_are_errors_of_ours(answer: tuple[int, A
 
 
 async def test_nobody_there_is_an_error_of_ours(tmp_path: object) -> None:
-    async with open_gateway(Address(AddressKind.UNIX, path=f"{tmp_path}/none"), auth=NO_AUTH) as client:
+    async with open_gateway(Address(AddressKind.UNIX, path=f"{tmp_path}/none")) as client:
         with pytest.raises(e.SandboxUnavailableError, match="none") as caught:
             await client.api.get("sb-1", timeout=5)
     assert caught.value.__cause__ is not None
@@ -255,7 +255,7 @@ async def test_nobody_there_is_an_error_of_ours(tmp_path: object) -> None:
 async def test_nobody_on_the_port_is_an_error_of_ours() -> None:
     async with await anyio.create_tcp_listener(local_host="127.0.0.1") as listener:
         port = listener.extra(anyio.abc.SocketAttribute.local_port)
-    async with open_gateway(Address(AddressKind.HTTP, url=f"http://127.0.0.1:{port}"), auth=NO_AUTH) as client:
+    async with open_gateway(Address(AddressKind.HTTP, url=f"http://127.0.0.1:{port}")) as client:
         with pytest.raises(e.SandboxUnavailableError, match=str(port)):
             await client.api.get("sb-1", timeout=5)
 

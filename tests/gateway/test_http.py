@@ -273,6 +273,9 @@ class TestKeys:
         for lines in ([], ["# none"], ["ann"], [line, line], [line, line.replace("ann", "bob")], ["a b:" + "0" * 64]):
             with pytest.raises(ValueError, match="key file"):
                 read_key_file(lines)
+        second, second_line = new_key("ann")
+        both = read_key_file([line, second_line])
+        assert {both.principal(None, f"Bearer {each}") for each in (key, second)} == {"key:ann"}
 
     def test_keys_do_not_show(self) -> None:
         _, line = new_key("ann")

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import uuid
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import anyio
 import anyio.to_thread
@@ -16,6 +16,7 @@ from cwsandbox import (
     SandboxError,
     SandboxStatus,
     SandboxTerminatedError,
+    Secret,
     Session,
 )
 from tests.support.processes import assert_gone, new_marker
@@ -24,6 +25,12 @@ if TYPE_CHECKING:
     from tests.support.gateway import ServedGateway
 
 TERMINAL = {SandboxStatus.COMPLETED, SandboxStatus.FAILED, SandboxStatus.TERMINATED}
+
+
+def spec_of(sandbox: Sandbox) -> Any:
+    """What its create request asks for."""
+    assert sandbox._core._request is not None
+    return sandbox._core._request.to_resource().spec
 
 
 @pytest.fixture
@@ -221,6 +228,57 @@ def test_s115_network_as_dict_or_options() -> None:
         assert session.sandbox_count == 2
 
 
+@pytest.mark.row("S114")
+def test_s114_secrets_of_the_defaults_come_first() -> None:
+    team, own = Secret(store="vault", name="TEAM"), Secret(store="vault", name="OWN")
+    with Session({"secrets": [team]}) as session:
+        sandbox = session.sandbox(secrets=[own, {"store": "vault", "name": "TEAM"}])
+        (store,) = spec_of(sandbox).containers[0].secret_stores
+        assert [mapping.path for mapping in store.secrets] == ["TEAM", "OWN"]
+        with pytest.raises(ValueError, match="TEAM"):
+            session.sandbox(secrets=[Secret(store="other", name="TEAM")])
+
+
+@pytest.mark.row("S116")
+def test_s116_ids_replace_the_session_s(gateway: ServedGateway) -> None:
+    with Session({"base_url": gateway.url, "profile_ids": ["default"], "runner_ids": ["elsewhere"]}) as session:
+        assert (spec_of(session.sandbox()).profile_ids, spec_of(session.sandbox()).runner_ids) == (
+            ("default",),
+            ("elsewhere",),
+        )
+        own = session.sandbox(profile_ids=["other"], runner_ids=[])
+        assert (spec_of(own).profile_ids, spec_of(own).runner_ids) == (("other",), ())
+        anywhere = session.sandbox(profile_ids=[], runner_ids=[])
+        anywhere.wait()
+        runner = str(anywhere.runner_id)
+        assert session.list().result() == []  # The session's ids: none runs there.
+        assert len(session.list(profile_ids=[], runner_ids=[]).result()) == 1
+        assert len(session.list(profile_ids=[], runner_ids=[runner]).result()) == 1
+
+
+@pytest.mark.row("S117")
+def test_s117_what_only_a_sandbox_can_be_given_is_asked_for() -> None:
+    with Session() as session:
+        sandbox = session.sandbox(
+            mounted_files=[{"path": "/etc/a", "content": "a"}, {"mount_path": "/etc/b", "file_content": b"b"}],
+            s3_mount={"bucket": "b", "mount_path": "/data"},
+            ports=[{"container_port": 8080, "name": "web"}],
+            max_timeout_seconds=7,
+        )
+        spec = spec_of(sandbox)
+        assert [(file.path, file.content) for file in spec.containers[0].files] == [("/etc/a", b"a"), ("/etc/b", b"b")]
+        assert (spec.s3_mount.bucket, spec.s3_mount.mount_path) == ("b", "/data")
+        assert [(service.port, service.name) for service in spec.services] == [(8080, "web")]
+        assert spec.max_timeout_seconds == 7
+
+
+@pytest.mark.row("S117")
+async def test_s117_mounted_files_are_there_async(home_folder: object) -> None:
+    async with Session() as session:
+        sandbox = session.sandbox(mounted_files=[{"path": "/etc/greeting", "content": "hello"}])
+        assert (await sandbox.exec(["cat", "/etc/greeting"])).stdout == "hello"
+
+
 @pytest.mark.row("S51", "S52", "S122")
 def test_s051_s052_s122_from_id_adopts_unless_asked_not_to(home_folder: object) -> None:
     adopted, watched = Sandbox.run(), Sandbox.run()
@@ -309,3 +367,53 @@ async def test_leaving_an_async_session_kills_running_commands(home_folder: obje
     with pytest.raises(BaseException):  # noqa: B017 - an SDK error or a cancellation, but never a result
         await anyio.to_thread.run_sync(process.result, 5)
     assert process.returncode is None
+
+
+@pytest.mark.row("S111", "S121", "S123")
+async def test_s123_a_closed_session_adopts_nothing_that_it_finds(home_folder: object) -> None:
+    session = Session()
+    await session.close()
+    for ref in (session.list(adopt=True), session.list(status="completed", adopt=True), session.from_id("sb-none")):
+        with pytest.raises(SandboxError, match="closed"):
+            await ref
+    with pytest.raises(TypeError, match="from_id"):
+        session.adopt("sb-none")  # type: ignore[arg-type]
+
+
+def test_a_sandbox_has_one_session(home_folder: object) -> None:
+    with Session() as outer, Session() as inner:
+        sandbox = outer.sandbox()
+        sandbox.start().result()
+        inner.adopt(sandbox)
+        inner.adopt(sandbox)
+        assert (outer.sandbox_count, inner.sandbox_count) == (0, 1)
+        sandbox.stop().result()
+        assert inner.sandbox_count == 0
+
+
+@pytest.mark.row("S119")
+def test_s119_show_terminated_is_include_stopped(home_folder: object, tag: str) -> None:
+    with Session({"tags": [tag]}) as session:
+        session.sandbox(command="true").wait_until_complete().result()
+        assert session.list().result() == []
+        assert len(session.list(show_terminated=True).result()) == 1
+
+
+@pytest.mark.usefixtures("never_stopped")
+@pytest.mark.row("S110")
+def test_s110_all_causes_are_told_and_a_second_close_tells_the_same(gateway: ServedGateway) -> None:
+    session = Session({"base_url": gateway.url})
+    for sandbox in [session.sandbox() for _ in range(3)]:
+        sandbox.wait()
+    gateway.refuse("stop", times=2)
+    refs = [session.close(), session.close()]
+    for ref in refs:
+        with pytest.raises(
+            SandboxError, match=r"2 of 3 sandboxes could not be stopped: .*refused by the test"
+        ) as caught:
+            ref.result()
+        cause = caught.value.__cause__
+        assert isinstance(cause, ExceptionGroup)
+        assert [type(error) for error in cause.exceptions] == [SandboxError] * 2
+    for left in Sandbox.list(base_url=gateway.url).result():
+        left.stop().result()
