@@ -79,7 +79,7 @@ class SandboxCore:
         timeout = check_seconds(timeout_seconds, "request_timeout_seconds")
         self.defaults = defaults
         self.base_url = base_url
-        self.auth = check_auth(defaults.auth if auth is None else auth)
+        self.auth: Auth | None = check_auth(defaults.auth if auth is None else auth)
         self.timeout = defaults.request_timeout_seconds if timeout is None else timeout
         self.life = Lifecycle()
         self.stats = ExecStats()

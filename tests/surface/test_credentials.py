@@ -32,8 +32,10 @@ from cwsandbox.gateway.keyfile import add_key, revoke_key, rotate_key
 from tests.support.teamgateway import TeamGateway, team_gateway
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Callable, Iterator
     from pathlib import Path
+
+    from cwsandbox import OperationRef
 
 NETRC = "machine api.wandb.ai login user password wandb-secret\n"
 ENTITY = {"WANDB_ENTITY_NAME": "team"}
@@ -193,9 +195,9 @@ def test_each_call_can_have_its_account(monkeypatch: pytest.MonkeyPatch) -> None
     account = AuthHeaders.api_key("own")
     with Listener(400) as listener:
         defaults = SandboxDefaults(base_url=listener.url, auth=account)
-        at = {"base_url": listener.url, "auth": account}
+        at: dict[str, Any] = {"base_url": listener.url, "auth": account}
         session = Session(defaults)
-        calls = [
+        calls: list[Callable[[], OperationRef[Any]]] = [
             partial(Sandbox.list, **at),
             partial(Sandbox.from_id, "sb-1", **at),
             partial(Sandbox.delete, "sb-1", **at),
@@ -400,8 +402,10 @@ def test_no_key_in_logs_and_errors(
                 sandbox.read_file("/no/such/file").result()
             told += traceback.format_exception(caught.value)
         for address in (gateway.url, "http://127.0.0.1:1"):
-            calls = [Sandbox(base_url=address, auth=AuthHeaders.api_key(stranger), request_timeout_seconds=0.5).start]
-            calls.append(partial(Sandbox.list, base_url=address, auth=lambda: AuthHeaders.api_key(stranger)))
+            calls: list[Callable[[], OperationRef[Any]]] = [
+                Sandbox(base_url=address, auth=AuthHeaders.api_key(stranger), request_timeout_seconds=0.5).start,
+                partial(Sandbox.list, base_url=address, auth=lambda: AuthHeaders.api_key(stranger)),
+            ]
             for call in calls:
                 with pytest.raises(CWSandboxError) as caught:
                     call().result()

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 
 import anyio
 import wandb
-from wandb.proto import wandb_internal_pb2
+from wandb.proto import wandb_internal_pb2 as wandb_files
 
 from cwsandbox import Session
 
@@ -88,7 +88,7 @@ def records(path: str) -> Iterator[bytes]:
 def written(run: wandb.Run) -> list[dict[str, object]]:
     rows = []
     for data in records(run.settings.sync_file):
-        record = wandb_internal_pb2.Record.FromString(data)
+        record = wandb_files.Record.FromString(data)  # type: ignore[attr-defined]
         if record.WhichOneof("record_type") == "history":
             row = {(i.key or "/".join(i.nested_key)): json.loads(i.value_json) for i in record.history.item}
             rows.append({name: value for name, value in row.items() if name == "_step" or "/" in name})
