@@ -9,41 +9,56 @@ from typing import TYPE_CHECKING, Any
 from attrs import field, frozen
 
 if TYPE_CHECKING:
-    from cwsandbox.runners.base import Limits
+    from cwsandbox.runners.base import Limits, Requests
 
 _CPU_PERIOD_MICROSECONDS = 100_000
+_LEAST_QUOTA_MICROSECONDS = 1000
+_SWAP1, _SWAP2 = "memory.memsw.limit_in_bytes", "memory.swap.max"
 _CONTROLLERS = {"memory": "memory", "cpu": "cpu", "processes": "pids"}
 
 
 @frozen
 class Cgroups:
-    """Folders under which a box's cgroups can be made, by what they limit."""
+    """Folders under which a box's cgroups can be made, by what they limit.
+
+    Attributes:
+        version1: The folder for each of "memory", "cpu" and "processes" that has a hierarchy of its own.
+        version2: The folder in the unified hierarchy.
+        version2_limits: What can be limited there.
+        swap: The setting that keeps a box from using swap beyond its memory, where the kernel has one.
+    """
 
     version1: dict[str, str] = field(factory=dict)
     version2: str | None = None
     version2_limits: frozenset[str] = frozenset()
+    swap: str | None = None
 
     @property
     def limits(self) -> frozenset[str]:
         """Of "memory", "cpu" and "processes": those that can be enforced."""
         return frozenset(self.version1) | self.version2_limits
 
-    def plan(self, box: str, limits: Limits) -> list[list[Any]]:
-        """The cgroups that `limits` need: a folder and the settings in it, each."""
+    def plan(self, box: str, limits: Limits, requests: Requests) -> list[list[Any]]:
+        """The cgroups that these need: a folder and the settings in it, each."""
         wanted = {
-            "memory": limits.memory_bytes,
-            "cpu": limits.cpu_millicores,
-            "processes": limits.processes,
+            "memory": (limits.memory_bytes, requests.memory_bytes),
+            "cpu": (limits.cpu_millicores, requests.cpu_millicores),
+            "processes": (limits.processes, None),
         }
         planned: list[list[Any]] = []
         together: dict[str, str] = {}
-        for name, value in wanted.items():
-            if value is None:
+        for name, (limit, request) in wanted.items():
+            if limit is None and request is None:
                 continue
             if name in self.version1:
-                planned.append([f"{self.version1[name]}/cwsandbox-{box}", _version1_settings(name, value)])
+                settings = _version1_settings(name, limit, request)
+                if name == "memory" and self.swap and limit is not None:
+                    settings[self.swap] = str(limit)
+                planned.append([f"{self.version1[name]}/cwsandbox-{box}", settings])
             elif name in self.version2_limits:
-                together |= _version2_settings(name, value)
+                together |= _version2_settings(name, limit, request)
+                if name == "memory" and self.swap and limit is not None:
+                    together[self.swap] = "0"
         if together:
             planned.append([f"{self.version2}/cwsandbox-{box}", together])
         return planned
@@ -54,48 +69,97 @@ class Cgroups:
         return [[f"{parent}/cwsandbox-{box}", {}] for parent in parents]
 
 
-def _version1_settings(name: str, value: int) -> dict[str, str]:
+def _version1_settings(name: str, limit: int | None, request: int | None) -> dict[str, str]:
+    settings = {}
     if name == "memory":
-        return {"memory.limit_in_bytes": str(value)}
-    if name == "cpu":
-        quota = value * _CPU_PERIOD_MICROSECONDS // 1000
-        return {"cpu.cfs_period_us": str(_CPU_PERIOD_MICROSECONDS), "cpu.cfs_quota_us": str(max(quota, 1000))}
-    return {"pids.max": str(value)}
+        if limit is not None:
+            settings["memory.limit_in_bytes"] = str(limit)
+        if request is not None:
+            settings["memory.soft_limit_in_bytes"] = str(request)
+    elif name == "cpu":
+        if request is not None:
+            settings["cpu.shares"] = str(_shares(request))
+        if limit is not None:
+            settings["cpu.cfs_period_us"] = str(_CPU_PERIOD_MICROSECONDS)
+            settings["cpu.cfs_quota_us"] = str(_quota(limit))
+    else:
+        settings["pids.max"] = str(limit)
+    return settings
 
 
-def _version2_settings(name: str, value: int) -> dict[str, str]:
+def _version2_settings(name: str, limit: int | None, request: int | None) -> dict[str, str]:
+    settings = {}
     if name == "memory":
-        return {"memory.max": str(value), "memory.oom.group": "0"}
-    if name == "cpu":
-        quota = max(value * _CPU_PERIOD_MICROSECONDS // 1000, 1000)
-        return {"cpu.max": f"{quota} {_CPU_PERIOD_MICROSECONDS}"}
-    return {"pids.max": str(value)}
+        if limit is not None:
+            settings["memory.max"] = str(limit)
+        if request is not None:
+            settings["memory.low"] = str(request)
+    elif name == "cpu":
+        if request is not None:
+            # The kernel's own conversion of shares, 2 to 262144, to weights, 1 to 10000 (systemd and runc use it too).
+            settings["cpu.weight"] = str(1 + (_shares(request) - 2) * 9999 // 262142)
+        if limit is not None:
+            settings["cpu.max"] = f"{_quota(limit)} {_CPU_PERIOD_MICROSECONDS}"
+    else:
+        settings["pids.max"] = str(limit)
+    return settings
 
 
-def find_cgroups() -> Cgroups:
+def _shares(millicores: int) -> int:
+    """A processor is 1024 shares, as Kubernetes has it; the kernel takes 2 to 262144."""
+    return min(max(millicores * 1024 // 1000, 2), 262144)
+
+
+def _quota(millicores: int) -> int:
+    return max(millicores * _CPU_PERIOD_MICROSECONDS // 1000, _LEAST_QUOTA_MICROSECONDS)
+
+
+def find_cgroups(process: str = "/proc/self") -> Cgroups:
     """Look where cgroups can be made and limits set, by trying. Blocking, about a millisecond."""
-    mounts = _mounts()
-    own = _own_cgroups()
+    mounts = _mounts(process)
+    own = _own_cgroups(process)
     version1 = {}
+    swap = None
     for name, controller in _CONTROLLERS.items():
         for kind, options, root, place in mounts:
             if kind == "cgroup" and controller in options:
                 folder = _folder(place, root, own.get(controller, "/"))
                 if _can_make(folder):
                     version1[name] = folder
+    if "memory" in version1 and os.path.exists(f"{version1['memory']}/{_SWAP1}"):
+        swap = _SWAP1
     for kind, _, root, place in mounts:
         if kind == "cgroup2":
-            folder = _folder(place, root, own.get("", "/"))
-            limits = {n for n, c in _CONTROLLERS.items() if c in _words(f"{folder}/cgroup.subtree_control")}
-            limits -= version1.keys()
-            if limits and _can_make(folder):
-                return Cgroups(version1, folder, frozenset(limits))
-    return Cgroups(version1)
+            folder, limits = _find_unified(
+                place, _folder(place, root, own.get("", "/")), set(_CONTROLLERS) - set(version1)
+            )
+            if limits:
+                if "memory" in limits and os.path.exists(f"{folder}/{_SWAP2}"):
+                    swap = _SWAP2
+                return Cgroups(version1, folder, limits, swap)
+    return Cgroups(version1, swap=swap)
 
 
-def _mounts() -> list[tuple[str, list[str], str, str]]:
+def _find_unified(top: str, own: str, wanted: set[str]) -> tuple[str, frozenset[str]]:
+    """The folder for boxes in the unified hierarchy, and what can be limited there.
+
+    A cgroup with processes in it, as our own has, cannot hand controllers to cgroups below it (cgroups(7), "no internal
+    processes"). But one further up may do so already and let us make cgroups: as root on a machine with systemd the
+    slice that the session is in, as a user what systemd delegated to the user's own manager.
+    """
+    found: tuple[str, frozenset[str]] = ("", frozenset())
+    folder = own
+    while folder == top or folder.startswith(top + "/"):
+        limits = frozenset(name for name in wanted if _CONTROLLERS[name] in _words(f"{folder}/cgroup.subtree_control"))
+        if len(limits) > len(found[1]) and _can_make(folder):
+            found = (folder, limits)
+        folder = os.path.dirname(folder)
+    return found
+
+
+def _mounts(process: str) -> list[tuple[str, list[str], str, str]]:
     found = []
-    with open("/proc/self/mountinfo", encoding="utf-8", errors="surrogateescape") as file:
+    with open(f"{process}/mountinfo", encoding="utf-8", errors="surrogateescape") as file:
         for line in file:
             before, _, after = line.partition(" - ")
             fields, kind = before.split(), after.split()
@@ -103,10 +167,10 @@ def _mounts() -> list[tuple[str, list[str], str, str]]:
     return found
 
 
-def _own_cgroups() -> dict[str, str]:
+def _own_cgroups(process: str) -> dict[str, str]:
     """This process's cgroup by controller; version 2 under the empty name."""
     own = {}
-    with open("/proc/self/cgroup", encoding="utf-8", errors="surrogateescape") as file:
+    with open(f"{process}/cgroup", encoding="utf-8", errors="surrogateescape") as file:
         for line in file:
             _, controllers, path = line.rstrip("\n").split(":", 2)
             own.update(dict.fromkeys(controllers.split(","), path))

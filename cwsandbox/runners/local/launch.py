@@ -16,7 +16,7 @@ import socket
 import struct
 from typing import TYPE_CHECKING, Any, NoReturn
 
-from cwsandbox.runners.local import agent, files, protocol, root, seccomp
+from cwsandbox.runners.local import agent, files, protocol, root, seccomp, warden
 from cwsandbox.runners.local import syscalls as linux
 
 if TYPE_CHECKING:
@@ -57,6 +57,9 @@ def launch(plan: dict[str, Any], zygote: socket.socket, cgroups: list[str]) -> N
             _enter_folder(plan, zygote)
         _set_limits(plan)
         _drop_rights(namespaces=plan["level"] == "namespaces", network=plan["sockets"])
+        if plan["warden"] is not None:
+            with _step("limiting the number of processes"):
+                warden.begin(plan["warden"])
         listener.listen(16)
         protocol.send(zygote, protocol.encode({"event": "ready"}))
         zygote.close()
@@ -162,6 +165,12 @@ def _set_limits(plan: dict[str, Any]) -> None:
         # Counted per user namespace, so these are the box's own.
         processes = processes if hard == resource.RLIM_INFINITY else min(processes, hard)
         resource.setrlimit(resource.RLIMIT_NPROC, (processes, processes))
+    memory = plan["process_memory"]
+    if memory is not None:
+        # Not RLIMIT_AS: that counts what a program only reserves, which for Go and V8 is many times what they use.
+        _, hard = resource.getrlimit(resource.RLIMIT_DATA)
+        memory = memory if hard == resource.RLIM_INFINITY else min(memory, hard)
+        resource.setrlimit(resource.RLIMIT_DATA, (memory, memory))
 
 
 def _drop_rights(*, namespaces: bool, network: bool) -> None:

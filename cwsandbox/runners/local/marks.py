@@ -137,14 +137,15 @@ def runs(pid: str) -> bool:
     return _family(pid)[1]
 
 
-def _family(pid: str) -> tuple[int, bool]:
-    """A process's parent (0 if the process is gone), and whether it runs."""
+def _family(pid: str) -> tuple[int, bool, int]:
+    """A process's parent (0 if the process is gone), whether it runs, and how many tasks it is."""
     try:
         with open(f"/proc/{pid}/stat", "rb") as file:
             fields = file.read().rpartition(b")")[2].split()
     except OSError:
-        return 0, False
-    return int(fields[1]), fields[0] not in {b"Z", b"X"} or int(fields[17]) > 1
+        return 0, False, 0
+    tasks = int(fields[17])
+    return int(fields[1]), fields[0] not in {b"Z", b"X"} or tasks > 1, tasks
 
 
 class ProcessTree:
@@ -153,22 +154,31 @@ class ProcessTree:
     def __init__(self) -> None:
         self._children: dict[int, list[int]] = {}
         self._running: set[int] = set()
+        self._tasks: dict[int, int] = {}
         for name in os.listdir("/proc"):
             if name.isdecimal():
-                parent, runs_on = _family(name)
+                parent, runs_on, tasks = _family(name)
                 self._children.setdefault(parent, []).append(int(name))
+                self._tasks[int(name)] = tasks
                 if runs_on:
                     self._running.add(int(name))
 
     def below(self, ancestor: int) -> list[int]:
         """The processes below `ancestor` that ran at the time of the look."""
+        return [pid for pid in self._below(ancestor) if pid in self._running]
+
+    def tasks_below(self, ancestor: int) -> int:
+        """How many tasks there are below `ancestor`: threads, and what has ended and was not waited for."""
+        return sum(self._tasks[pid] for pid in self._below(ancestor))
+
+    def _below(self, ancestor: int) -> list[int]:
         found: list[int] = []
         pending, seen = [ancestor], set[int]()
         while pending:
             below = [pid for pid in self._children.get(pending.pop(), ()) if pid not in seen]
             seen.update(below)
             pending += below
-            found += [pid for pid in below if pid in self._running]
+            found += below
         return found
 
 

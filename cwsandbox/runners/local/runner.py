@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any, Literal, Self
 
 import anyio
 import anyio.to_thread
-from attrs import define, field
+from attrs import define, evolve, field
 
 import cwsandbox
 from cwsandbox.runners.base import (
@@ -89,6 +89,7 @@ class LocalRunner(anyio.AsyncContextManagerMixin):
         self._tasks: TaskGroup | None = None
         self._image: dict[str, Any] = {}
         self._cgroups = cgroups.Cgroups()
+        self._wardens = True
         self._level: IsolationLevel | None = None
         self._reason = ""
         self._zygote: Link | None = None
@@ -116,13 +117,14 @@ class LocalRunner(anyio.AsyncContextManagerMixin):
         Where no sandbox can be made, `isolation` is what would be needed.
         """
         namespaces = self._level is not IsolationLevel.PROCESS
-        limits = self._cgroups.limits | ({"processes"} if namespaces else set())
+        limits = self._cgroups.limits | ({"processes"} if namespaces or self._wardens else set())
         return Capabilities(
             isolation=IsolationLevel.NAMESPACES if namespaces else IsolationLevel.PROCESS,
             cpu_millicores=probe.cpu_millicores(),
             memory_bytes=probe.memory_bytes(),
             architecture=probe.architecture(),
             enforced_limits=frozenset(limits),
+            per_process_limits=frozenset({"memory"} - limits),
             healthy=self._level is not None,
             egress_modes=("isolated", "internet") if namespaces else ("host", "isolated"),
             ingress_modes=("internal", "public"),
@@ -208,7 +210,11 @@ class LocalRunner(anyio.AsyncContextManagerMixin):
         return box
 
     def _plan(self, name: str, spec: BoxSpec, level: IsolationLevel) -> dict[str, Any]:
-        processes = spec.limits.processes
+        held = self._cgroups.limits
+        processes = _DEFAULT_PROCESSES if spec.limits.processes is None else spec.limits.processes
+        watched = level is IsolationLevel.PROCESS and "processes" not in held and self._wardens
+        if level is IsolationLevel.PROCESS:
+            spec = evolve(spec, limits=evolve(spec.limits, processes=processes))
         return {
             "box": name,
             "level": str(level),
@@ -218,9 +224,11 @@ class LocalRunner(anyio.AsyncContextManagerMixin):
             "hostname": image.HOSTNAME,
             "env": dict(spec.env),
             "files": [],
-            "cgroups": self._cgroups.plan(name, spec.limits),
-            "processes": _DEFAULT_PROCESSES if processes is None else processes,
             "sockets": level is IsolationLevel.NAMESPACES or spec.network.egress_mode != "isolated",
+            "cgroups": self._cgroups.plan(name, spec.limits, spec.requests),
+            "processes": processes,
+            "warden": processes if watched else None,
+            "process_memory": None if "memory" in held else spec.limits.memory_bytes,
             "grace": self._grace,
             "info": {"sandbox_id": spec.sandbox_id},
         }
@@ -321,24 +329,35 @@ class LocalRunner(anyio.AsyncContextManagerMixin):
             folder.mkdir(0o700, parents=True, exist_ok=True)
             folder.chmod(0o700)
         self._image = image.build_template(self._images_dir)
-        if os.geteuid() == 0:
-            self._cgroups = cgroups.find_cgroups()
+        self._cgroups = cgroups.find_cgroups()
 
     async def _decide_level(self) -> None:
         """Find the level by making a box: whatever the machine forbids shows there."""
         if self._wanted == "process":
-            self._level, self._reason = IsolationLevel.PROCESS, "as asked for"
+            await self._settle_for_process("as asked for")
             return
         try:
             box = await self._create(BoxSpec("probe", ("true",)), IsolationLevel.NAMESPACES)
         except RunnerError as error:
             self._reason = str(error)
             if self._wanted == "auto" and probe.in_container():
-                self._level = IsolationLevel.PROCESS
-                _logger.warning("%s", probe.notice(self._level, self._reason))
+                await self._settle_for_process(self._reason)
+                _logger.warning("%s", probe.notice(IsolationLevel.PROCESS, self._reason))
             return
         self._level = IsolationLevel.NAMESPACES
         await box.stop(0)
+
+    async def _settle_for_process(self, reason: str) -> None:
+        """Take level `process`, and see whether the number of processes can be bounded there without a cgroup."""
+        if "processes" not in self._cgroups.limits:
+            try:
+                box = await self._create(BoxSpec("probe", ("true",)), IsolationLevel.PROCESS)
+            except RunnerError as error:
+                _logger.warning("the number of processes of a sandbox cannot be limited: %s", error)
+                self._wardens = False
+            else:
+                await box.stop(0)
+        self._level, self._reason = IsolationLevel.PROCESS, reason
 
     async def _take_back(self, name: str, connection: socket.socket) -> LocalBox | None:
         box = self._hold(name, connection)

@@ -7,8 +7,10 @@ older ones are looked up by machine.
 from __future__ import annotations
 
 import ctypes
+import errno
 import os
 import struct
+from typing import Any
 
 MACHINE = os.uname().machine
 ARCHITECTURES = ("x86_64", "aarch64")
@@ -57,6 +59,9 @@ _OPEN_TREE_CLONE = 0x1
 _MOVE_MOUNT_F_EMPTY_PATH = 0x04
 _MOVE_MOUNT_T_EMPTY_PATH = 0x40
 _SECCOMP_MODE_FILTER = 2
+_SECCOMP_SET_MODE_FILTER = 1
+_SECCOMP_NEW_LISTENER = 0x8
+_SECCOMP_WAIT_KILLABLE = 0x20
 _PR_SET_SECCOMP = 22
 _CAPABILITY_VERSION_3 = 0x2008_0522
 
@@ -64,6 +69,7 @@ _SYS_OPEN_TREE = 428
 _SYS_MOVE_MOUNT = 429
 _SYS_OPENAT2 = 437
 _SYS_MOUNT_SETATTR = 442
+_SYS_SECCOMP = 317 if MACHINE == "x86_64" else 277
 _SYS_PIVOT_ROOT = 155 if MACHINE == "x86_64" else 41
 
 _libc = ctypes.CDLL(None, use_errno=True)
@@ -160,7 +166,28 @@ def drop_bounding_set() -> None:
 
 def install_filter(program: bytes) -> None:
     """Install a seccomp filter, an array of `struct sock_filter`; needs no-new-privileges or CAP_SYS_ADMIN."""
-    buffer = ctypes.create_string_buffer(program, len(program))
-    prog = struct.pack("HxxxxxxP", len(program) // 8, ctypes.addressof(buffer))
+    # `buffer` has to live until the kernel has copied it.
+    prog, buffer = _sock_fprog(program)
     result = _libc.prctl(ctypes.c_int(_PR_SET_SECCOMP), ctypes.c_ulong(_SECCOMP_MODE_FILTER), prog, None, None)
     _checked(result, "seccomp")
+    del buffer
+
+
+def install_listener(program: bytes) -> int:
+    """Install a filter whose notifications can be read from the returned descriptor."""
+    prog, buffer = _sock_fprog(program)
+    flags = _SECCOMP_NEW_LISTENER | _SECCOMP_WAIT_KILLABLE
+    try:
+        return _syscall("seccomp", _SYS_SECCOMP, _SECCOMP_SET_MODE_FILTER, flags, prog)
+    except OSError as error:
+        if error.errno != errno.EINVAL:
+            raise
+    # Before Linux 5.19 a signal interrupts a call that waits for its answer; it is then asked about again.
+    listener = _syscall("seccomp", _SYS_SECCOMP, _SECCOMP_SET_MODE_FILTER, _SECCOMP_NEW_LISTENER, prog)
+    del buffer
+    return listener
+
+
+def _sock_fprog(program: bytes) -> tuple[bytes, Any]:
+    buffer = ctypes.create_string_buffer(program, len(program))
+    return struct.pack("HxxxxxxP", len(program) // 8, ctypes.addressof(buffer)), buffer

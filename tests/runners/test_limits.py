@@ -1,0 +1,347 @@
+"""What boxes are held to, by cgroups of both kinds, by limits of each process, and by a warden."""
+
+from __future__ import annotations
+
+import os
+import time
+from typing import TYPE_CHECKING
+
+import anyio
+import pytest
+
+from cwsandbox.runners.base import ExecSpec, IsolationLevel, Limits, Requests, RunnerError
+from cwsandbox.runners.local import cgroups
+from cwsandbox.runners.local.cgroups import Cgroups, find_cgroups
+from cwsandbox.runners.local.runner import LocalRunner
+from cwsandbox.runners.local.warden import Gate
+from tests.runners.conftest import box_spec
+from tests.runners.support import FINISH_SECONDS, exec_id, python, run, shell
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+MIB = 1024**2
+TAKE = "import sys; bytearray(int(sys.argv[1]) << 20); print('had it')"
+# Starts 30 sleeps and no more, whatever holds it; prints how many it got, and ends them.
+THIRTY = """
+import subprocess
+started = []
+try:
+    for _ in range(30):
+        started.append(subprocess.Popen(["sleep", "60"]))
+except BlockingIOError:
+    pass
+print(len(started))
+for each in started:
+    each.kill()
+    each.wait()
+"""
+THIRTY_THREADS = """
+import threading
+done, started = threading.Event(), 0
+try:
+    for _ in range(30):
+        threading.Thread(target=done.wait).start()
+        started += 1
+except RuntimeError:
+    pass
+print(started)
+done.set()
+"""
+
+
+@pytest.fixture
+def no_cgroups(monkeypatch):
+    """As in a container whose cgroups cannot be written, or as an ordinary user."""
+    monkeypatch.setattr(cgroups, "find_cgroups", Cgroups)
+
+
+@pytest.fixture
+async def bare(make_runner, no_cgroups):
+    """A runner without namespaces and cgroups."""
+    async with make_runner(isolation="process") as runner:
+        yield runner
+
+
+# The number of processes.
+
+
+async def test_without_namespaces_and_cgroups_processes_are_counted_all_the_same(bare):
+    assert bare.capabilities().enforced_limits == {"processes"}
+    assert bare.capabilities().per_process_limits == {"memory"}
+    box = await bare.create(box_spec(limits=Limits(processes=20)))
+    try:
+        for _ in range(2):
+            assert 10 <= int((await python(box, THIRTY)).text) < 20
+        assert 10 <= int((await python(box, THIRTY_THREADS)).text) < 20
+        assert (await run(box, "echo", "room")).text == "room\n"
+    finally:
+        await box.stop(0)
+
+
+async def test_a_full_box_without_namespaces_says_so_and_can_still_be_emptied(bare):
+    box = await bare.create(box_spec(limits=Limits(processes=20)))
+    try:
+        hog = await box.exec(
+            ExecSpec("hog", ("python3", "-c", f"{THIRTY.split('print', maxsplit=1)[0]}input()"), stdin=True)
+        )
+        with anyio.fail_after(FINISH_SECONDS):
+            with pytest.raises(RunnerError, match="out of processes"):
+                while True:
+                    command = await box.exec(ExecSpec(exec_id(), ("true",)))
+                    await command.wait()
+                    await command.aclose()
+            await hog.kill()
+            assert (await run(box, "echo", "room")).text == "room\n"
+        await hog.aclose()
+    finally:
+        await box.stop(0)
+
+
+async def test_boxes_do_not_count_for_each_other(bare):
+    first, second = [await bare.create(box_spec(limits=Limits(processes=20))) for _ in range(2)]
+    try:
+        hog = await first.exec(
+            ExecSpec("hog", ("python3", "-c", f"{THIRTY.split('print', maxsplit=1)[0]}input()"), stdin=True)
+        )
+        assert 10 <= int((await python(second, THIRTY)).text) < 20
+        await hog.kill()
+        await hog.aclose()
+    finally:
+        await first.stop(0)
+        await second.stop(0)
+
+
+async def test_no_warden_is_left_of_a_box(bare):
+    def wardens() -> set[str]:
+        return {name for name in os.listdir("/proc") if name.isdecimal() and _listens(name)}
+
+    before = wardens()
+    box = await bare.create(box_spec())
+    assert len(wardens() - before) == 1
+    await box.stop(0)
+    with anyio.fail_after(FINISH_SECONDS):
+        while wardens() - before:
+            await anyio.sleep(0.01)
+
+
+def _listens(pid: str) -> bool:
+    """Does a process answer for a seccomp filter?"""
+    try:
+        links = [os.readlink(f"/proc/{pid}/fd/{fd}") for fd in os.listdir(f"/proc/{pid}/fd")]
+    except OSError:
+        return False
+    return any("seccomp notify" in link for link in links)
+
+
+async def test_where_no_warden_can_be_had_that_is_said(make_runner, no_cgroups, monkeypatch):
+    # The zygote, which is another process, is made to fail by a plan that it cannot carry out.
+    plan = LocalRunner._plan
+
+    def impossible(self, *arguments):
+        made = plan(self, *arguments)
+        return made | {"warden": "many"} if made["warden"] is not None else made
+
+    monkeypatch.setattr(LocalRunner, "_plan", impossible)
+    async with make_runner(isolation="process") as runner:
+        assert runner.capabilities().enforced_limits == set()
+        box = await runner.create(box_spec())
+        assert (await run(box, "echo", "here")).text == "here\n"
+        await box.stop(0)
+
+
+def test_a_gate_counts_only_when_what_it_allowed_is_used_up(monkeypatch):
+    counts = []
+    below, takes = 3, 0.0
+    now = [1.0]
+
+    class Tree:
+        def tasks_below(self, pid: int) -> int:
+            counts.append(pid)
+            now[0] += takes
+            return below
+
+    monkeypatch.setattr("cwsandbox.runners.local.warden.ProcessTree", Tree)
+    monkeypatch.setattr(time, "monotonic", lambda: now[0])
+    gate = Gate(agent=77, most=4)
+    assert [gate.admits() for _ in range(2)] == [True, True]
+    assert counts == [77]
+    below = 5
+    assert [gate.admits() for _ in range(3)] == [False] * 3
+    assert counts == [77] * 4
+    takes = 0.5  # A long count is not repeated at once.
+    assert [gate.admits() for _ in range(3)] == [False] * 3
+    assert counts == [77] * 5
+    now[0] += 1
+    below = 1
+    assert gate.admits()
+
+
+# Memory of each process.
+
+
+@pytest.mark.parametrize("level", ["namespaces", "process"])
+async def test_without_a_cgroup_each_process_is_held_to_the_memory_limit(make_runner, no_cgroups, level):
+    async with make_runner(isolation=level) as runner:
+        if not runner.capabilities().healthy:
+            pytest.skip("namespaces are not allowed here")
+        assert "memory" in runner.capabilities().per_process_limits
+        box = await runner.create(box_spec(limits=Limits(memory_bytes=64 * MIB)))
+        try:
+            assert (await python(box, TAKE, "30")).text == "had it\n"
+            result = await python(box, TAKE, "100")
+            assert result.status.code == 1
+            assert b"MemoryError" in result.stderr
+            raised = await shell(box, "ulimit -d unlimited 2>/dev/null; python3 -I -c 'bytearray(100 << 20)'")
+            assert raised.status.code != 0
+        finally:
+            await box.stop(0)
+
+
+async def test_a_box_lives_with_the_least_memory_there_is(make_runner, no_cgroups):
+    async with make_runner(isolation="process") as runner:
+        box = await runner.create(box_spec(limits=Limits(memory_bytes=16 * MIB)))
+        assert (await run(box, "echo", "here")).text == "here\n"
+        await box.stop(0)
+
+
+async def test_a_box_lives_with_the_least_memory_in_a_cgroup(runner):
+    if "memory" not in runner.capabilities().enforced_limits:
+        pytest.skip("no cgroup to limit memory with")
+    box = await runner.create(box_spec(limits=Limits(memory_bytes=16 * MIB)))
+    assert (await run(box, "echo", "here")).text == "here\n"
+    await box.stop(0)
+
+
+# Cgroups.
+
+
+async def test_a_processor_limit_holds_for_the_whole_box(runner):
+    if "cpu" not in runner.capabilities().enforced_limits:
+        pytest.skip("no cgroup to limit processors with")
+    box = await runner.create(box_spec(limits=Limits(cpu_millicores=200)))
+    burn = "import time,os\nend=time.monotonic()+1\nwhile time.monotonic()<end: pass\nprint(sum(os.times()[:2]))"
+    try:
+        used = float((await python(box, burn)).text)
+    finally:
+        await box.stop(0)
+    assert used < 0.6  # 0.2 of a processor for a second, and what one period allows at the start.
+
+
+def test_requests_and_limits_as_version_1_has_them():
+    places = Cgroups({"memory": "/m", "cpu": "/c", "processes": "/p"}, swap="memory.memsw.limit_in_bytes")
+    limits = Limits(memory_bytes=100, cpu_millicores=500, processes=7)
+    assert places.plan("b", limits, Requests(memory_bytes=50, cpu_millicores=250)) == [
+        [
+            "/m/cwsandbox-b",
+            {
+                "memory.limit_in_bytes": "100",
+                "memory.soft_limit_in_bytes": "50",
+                "memory.memsw.limit_in_bytes": "100",
+            },
+        ],
+        ["/c/cwsandbox-b", {"cpu.shares": "256", "cpu.cfs_period_us": "100000", "cpu.cfs_quota_us": "50000"}],
+        ["/p/cwsandbox-b", {"pids.max": "7"}],
+    ]
+
+
+def test_requests_and_limits_as_version_2_has_them():
+    places = Cgroups(version2="/u", version2_limits=frozenset({"memory", "cpu", "processes"}), swap="memory.swap.max")
+    limits = Limits(memory_bytes=100, cpu_millicores=1500, processes=7)
+    ((folder, settings),) = places.plan("b", limits, Requests(memory_bytes=50, cpu_millicores=1000))
+    assert folder == "/u/cwsandbox-b"
+    assert settings == {
+        "memory.max": "100",
+        "memory.low": "50",
+        "memory.swap.max": "0",
+        "cpu.weight": "39",
+        "cpu.max": "150000 100000",
+        "pids.max": "7",
+    }
+    assert places.plan("b", Limits(), Requests()) == []
+    assert places.leftovers("b") == [["/u/cwsandbox-b", {}]]
+
+
+class Tree:
+    """A file tree that looks like a machine's cgroups, and a process in it."""
+
+    def __init__(self, folder: Path) -> None:
+        self.top = folder / "cgroup"
+        self.process = folder / "self"
+        self.process.mkdir()
+
+    def unified(self, own: str, handed_on: dict[str, str], *, root: str = "/") -> None:
+        (self.process / "cgroup").write_text(f"0::{own}\n")
+        (self.process / "mountinfo").write_text(
+            f"21 20 0:1 / / rw - ext4 /dev/vda rw\n31 21 0:2 {root} {self.top} rw,nosuid - cgroup2 cgroup2 rw\n"
+        )
+        for place, controllers in handed_on.items():
+            (self.top / place).mkdir(parents=True, exist_ok=True)
+            (self.top / place / "cgroup.subtree_control").write_text(controllers)
+
+    def find(self) -> Cgroups:
+        return find_cgroups(str(self.process))
+
+
+@pytest.fixture
+def tree(tmp_path):
+    return Tree(tmp_path)
+
+
+def test_boxes_go_where_controllers_are_handed_on(tree):
+    """A session of a systemd machine: its own scope hands nothing on, the slices above do."""
+    tree.unified(
+        "/user.slice/user-0.slice/session-1.scope",
+        {
+            "": "cpu io memory pids",
+            "user.slice": "cpu memory pids",
+            "user.slice/user-0.slice": "memory pids",
+            "user.slice/user-0.slice/session-1.scope": "",
+        },
+    )
+    found = tree.find()
+    assert found.version2 == str(tree.top / "user.slice")
+    assert found.version2_limits == found.limits == {"memory", "cpu", "processes"}
+    assert found.swap is None
+    assert os.listdir(tree.top / "user.slice" / "user-0.slice" / "session-1.scope") == ["cgroup.subtree_control"]
+
+
+def test_the_nearest_place_is_taken_of_several_that_are_as_good(tree):
+    tree.unified("/a/b", {"": "memory pids", "a": "memory pids", "a/b": ""})
+    (tree.top / "a" / "memory.swap.max").touch()
+    found = tree.find()
+    assert (found.version2, found.swap) == (str(tree.top / "a"), "memory.swap.max")
+    assert found.limits == {"memory", "processes"}
+
+
+def test_in_a_container_that_hands_nothing_on_there_are_no_limits(tree):
+    tree.unified("/", {"": ""})
+    assert tree.find() == Cgroups()
+
+
+def test_a_container_sees_only_its_part_of_the_hierarchy(tree):
+    tree.unified("/docker/1/inner", {"": "cpu memory pids", "inner": ""}, root="/docker/1")
+    assert tree.find().version2 == str(tree.top)
+
+
+def test_each_hierarchy_of_version_1_is_found(tree):
+    for name in ("memory", "cpu,cpuacct", "pids"):
+        (tree.top / name / "mine").mkdir(parents=True)
+    (tree.top / "memory" / "mine" / "memory.memsw.limit_in_bytes").touch()
+    (tree.process / "cgroup").write_text("4:memory:/mine\n3:cpu,cpuacct:/mine\n2:pids:/mine\n0::/\n")
+    (tree.process / "mountinfo").write_text(
+        "".join(
+            f"3{n} 21 0:{n} / {tree.top}/{name} rw - cgroup cgroup rw,{name}\n"
+            for n, name in enumerate(("memory", "cpu,cpuacct", "pids"))
+        )
+    )
+    found = tree.find()
+    assert found.limits == {"memory", "cpu", "processes"}
+    assert found.version1["cpu"] == str(tree.top / "cpu,cpuacct" / "mine")
+    assert found.swap == "memory.memsw.limit_in_bytes"
+
+
+async def test_the_level_process_limits_processes_by_default(make_runner):
+    async with make_runner(isolation="process") as runner:
+        assert runner.capabilities().isolation is IsolationLevel.PROCESS
+        assert "processes" in runner.capabilities().enforced_limits
