@@ -14,6 +14,7 @@ import anyio
 from cwsandbox._client.auth import check_auth
 from cwsandbox._exec import ExecStats
 from cwsandbox._lifecycle import Lifecycle, Phase
+from cwsandbox._limits import tell_of_weak_limits
 from cwsandbox._operate import operate
 from cwsandbox._runtime.portal import portal_scope
 from cwsandbox._validate import check_seconds
@@ -168,6 +169,12 @@ class SandboxCore:
         record = self.life.record
         return (getattr(record.status, name) or None) if record is not None and record.status is not None else None
 
+    def asked(self, name: str) -> Any:
+        """A field of the specification: as the gateway has it, else as it is to be sent; None if neither is known."""
+        record = self.life.record
+        spec = record.spec if record is not None else self._request and self._request.to_resource().spec
+        return getattr(spec, name) if spec is not None else None
+
     def __repr__(self) -> str:
         return f"<Sandbox id={self.sandbox_id} status={self.life.status or 'not_started'}>"
 
@@ -195,6 +202,7 @@ class SandboxCore:
                 raise
             self.started_here = True
             self.life.accepted(record)
+            tell_of_weak_limits(record)
             if on_started is not None:
                 on_started(self)
 

@@ -297,6 +297,16 @@ class Sandbox:
         return self._life.exit_code
 
     @property
+    def tags(self) -> tuple[str, ...]:
+        """Its labels, those of the defaults first."""
+        return tuple(self._core.asked("tags") or ())
+
+    @property
+    def annotations(self) -> dict[str, str]:
+        """Its metadata, which the gateway keeps as long as its record."""
+        return dict(self._core.asked("annotations") or {})
+
+    @property
     def started_at(self) -> datetime | None:
         """When it began to run (aware, UTC); None before, and where the gateway did not say."""
         if self._life.phase is Phase.STARTING:

@@ -12,7 +12,7 @@ import shutil
 import tempfile
 import threading
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Self
+from typing import TYPE_CHECKING, Any, Literal, Self
 
 import anyio
 import anyio.from_thread
@@ -36,6 +36,7 @@ if TYPE_CHECKING:
     from cwsandbox.gateway.network import Network
     from cwsandbox.runners.base import Box, BoxSpec, Capabilities, Runner
 
+Isolation = Literal["auto", "namespaces", "process"]
 ARRIVAL_SECONDS = 30.0
 
 
@@ -135,8 +136,14 @@ class ServedGateway:
     """
 
     def __init__(
-        self, folder: Path, runner_state: Path, grace_seconds: float = 2.0, network: Network | None = None
+        self,
+        folder: Path,
+        runner_state: Path,
+        grace_seconds: float = 2.0,
+        network: Network | None = None,
+        isolation: Isolation = "auto",
     ) -> None:
+        self._isolation: Isolation = isolation
         self.accepting, self.making, self.ending = Door(), Door(), Door()
         self.requests: list[str] = []
         self.grace_seconds = grace_seconds
@@ -166,7 +173,10 @@ class ServedGateway:
         for folder in (state, runtime, state / "logs"):
             folder.mkdir(mode=0o700)
         limits = Limits(grace_seconds=self.grace_seconds)
-        async with LocalRunner(self._runner_state, runtime) as local, Store.open(str(state / "store")) as store:
+        async with (
+            LocalRunner(self._runner_state, runtime, isolation=self._isolation) as local,
+            Store.open(str(state / "store")) as store,
+        ):
             runner = HeldRunner(local, self.making, self.ending)
             directories = Directories(logs=str(state / "logs"))
             async with Service.open(runner, store, directories, limits, self._network) as service:
@@ -217,15 +227,18 @@ async def _refuse(send: Send, status: Status) -> None:
 
 
 @contextlib.contextmanager
-def served_gateway(runner_state: Path, network: Network | None = None) -> Iterator[ServedGateway]:
+def served_gateway(
+    runner_state: Path, network: Network | None = None, isolation: Isolation = "auto"
+) -> Iterator[ServedGateway]:
     """Serve one in a thread.
 
     Args:
         runner_state: Where the runner keeps layers and images; gateways that come one after the other may share it.
         network: How it connects its sandboxes; default as an embedded gateway.
+        isolation: What the runner is to give.
     """
     folder = Path(tempfile.mkdtemp(prefix="cws", dir="/tmp"))
-    gateway = ServedGateway(folder, runner_state, network=network)
+    gateway = ServedGateway(folder, runner_state, network=network, isolation=isolation)
     try:
         with (
             anyio.from_thread.start_blocking_portal("asyncio", name="served-gateway") as portal,
