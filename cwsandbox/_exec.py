@@ -14,7 +14,7 @@ from cwsandbox._metrics import OUTCOMES
 from cwsandbox._runtime.latch import Latch
 from cwsandbox._stream_operation import StreamOperation
 from cwsandbox._text import short_repr
-from cwsandbox.exceptions import SandboxCommandTimeoutError, SandboxError, SandboxExecutionError
+from cwsandbox.exceptions import SandboxCommandTimeoutError, SandboxError, SandboxExecutionError, SandboxRefusedError
 from cwsandbox.process import ProcessResult
 from cwsandbox.wire.signals import signal_number
 
@@ -200,10 +200,13 @@ class CommandOperation(StreamOperation, Generic[R]):
             seen = await self._exit_status()
         except SandboxCommandTimeoutError as error:
             command = short_repr(self._process.command)
-            error.args = (f"the command {command} was killed after timeout_seconds={self._timeout_seconds:g}",)
+            own = "" if self._timeout_seconds is None else f"{self._timeout_seconds:g}"
+            limit = error.metadata.get("timeoutSeconds", own)
+            bound = "" if limit == own else ", the sandbox's max_timeout_seconds"
+            error.args = (f"the command {command} was killed after timeout_seconds={limit}{bound}",)
             raise
         except SandboxError as error:
-            if type(error) is SandboxError:
+            if type(error) in {SandboxError, SandboxRefusedError}:
                 raise SandboxExecutionError(str(error), reason=error.reason, metadata=error.metadata) from error
             raise
         return self._make_result(seen.status if isinstance(seen, Exited) else 128 + signal_number(seen.name))

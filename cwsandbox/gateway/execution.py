@@ -141,7 +141,7 @@ class Execution(StreamTask):
     def _begin(self, sandbox: LiveSandbox, command: Command) -> None:
         """The command was started: tell the client, pass on what came early, begin to carry its diagnostics."""
         request = self._request
-        self._limit = _limit(request, sandbox)
+        self._limit = sandbox.limit(request.timeout_seconds)
         self._scope.deadline = anyio.current_time() + self._limit
         self.stream.confirm({"pid": command.pid})
         if request.detach:
@@ -306,12 +306,6 @@ def _spec(exec_id: str, request: ExecOpen) -> ExecSpec:
         stdin=request.stdin,
         terminal=None if terminal is None else TerminalSize(terminal.columns, terminal.rows),
     )
-
-
-def _limit(request: ExecOpen, sandbox: LiveSandbox) -> float:
-    """Return the command's own limit, bounded by what the sandbox was created with."""
-    limits = (request.timeout_seconds, sandbox.record.spec.max_timeout_seconds or None)
-    return min((limit for limit in limits if limit is not None), default=math.inf)
 
 
 def _timed_out(limit: float) -> StatusError:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import logging
+import math
 from datetime import UTC, datetime
 from time import monotonic
 from typing import TYPE_CHECKING
@@ -135,6 +136,10 @@ class LiveSandbox:
     def ending(self) -> bool:
         """The main command ended or a stop was asked for: what runs in the box is killed or will be."""
         return self._attention.is_set()
+
+    def limit(self, seconds: float | None) -> float:
+        """Return how long an operation may take that asks for `seconds`; what the sandbox was made with bounds it."""
+        return min(math.inf if seconds is None else seconds, self.record.spec.max_timeout_seconds or math.inf)
 
     def in_use(self) -> Use:
         """Count an operation, for the reaper of idle sandboxes."""

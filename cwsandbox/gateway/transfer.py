@@ -44,10 +44,11 @@ class Transfer(StreamTask):
         sandbox = self.service.get(self.principal, request.sandbox_id)
         with sandbox.in_use():
             box = await self.service.box(sandbox, request.wait_seconds)
-            with _file_errors(sandbox, request.path), anyio.move_on_after(request.timeout_seconds) as limit:
+            seconds = sandbox.limit(request.timeout_seconds)
+            with _file_errors(sandbox, request.path), anyio.move_on_after(seconds) as limit:
                 await self._transfer(box)
             if limit.cancelled_caught:
-                raise _timed_out(request)
+                raise _timed_out(request.path, seconds)
             self.stream.exit_status(0)
 
     @abc.abstractmethod
@@ -156,9 +157,5 @@ _REASONS = {
 }
 
 
-def _timed_out(request: ReadOpen | WriteOpen | FilesOpen) -> StatusError:
-    return error(
-        Code.DEADLINE_EXCEEDED,
-        f"{request.path} took longer than {request.timeout_seconds:g} s",
-        metadata={"filepath": request.path},
-    )
+def _timed_out(path: str, seconds: float) -> StatusError:
+    return error(Code.DEADLINE_EXCEEDED, f"{path} took longer than {seconds:g} s", metadata={"filepath": path})
