@@ -7,7 +7,7 @@ import os
 import platform
 from functools import partial
 
-from benchmarks import baseline, functions, sdk
+from benchmarks import baseline, functions, network, sdk
 from benchmarks.timing import Measurement, table
 from cwsandbox import Sandbox, Session
 
@@ -19,8 +19,9 @@ ASYNCIO = "asyncio.create_subprocess_exec, pipes"
 # the rows with that one.
 
 
-def measurements(sandbox: Sandbox, session: Session, times: int) -> list[Measurement]:
+def measurements(sandbox: Sandbox, session: Session, plain: network.Server, times: int) -> list[Measurement]:
     """All rows, in the order of the table."""
+    exposed = network.inside(sandbox)
     return [
         Measurement(SUBPROCESS, "ms", partial(baseline.subprocess_run, times)),
         Measurement("exec true, .result()", "ms", partial(sdk.exec_result, sandbox, times), 1.2),
@@ -44,6 +45,10 @@ def measurements(sandbox: Sandbox, session: Session, times: int) -> list[Measure
         Measurement("remote function, cold", "ms", partial(functions.cold_call, session, times // 5), 120),
         Measurement("remote function, standby", "ms", partial(functions.warm_call, session, times // 5), 30),
         Measurement("client CPU for 1,000 execs", "s", partial(sdk.client_cpu_per_thousand, sandbox), 0.4),
+        Measurement("loopback, connect and one byte", "ms", partial(plain.connect_and_echo, times)),
+        Measurement("exposed port, connect and one byte", "ms", partial(exposed.connect_and_echo, times), 2.0),
+        Measurement("loopback, 256 MiB", "MB/s", plain.flood),
+        Measurement("exposed port, 256 MiB", "MB/s", exposed.flood, 500, True),
     ]
 
 
@@ -55,9 +60,9 @@ def main() -> None:
     options = parser.parse_args()
     with sdk.own_folders() as environment:
         os.environ.update(environment)
-        with Sandbox.run() as sandbox, Session() as session:
+        with Sandbox.run(ports=network.PORTS) as sandbox, Session() as session, network.beside() as plain:
             sandbox.wait()
-            rows = measurements(sandbox, session, options.times)
+            rows = measurements(sandbox, session, plain, options.times)
             for _ in range(options.rounds):
                 for row in rows:
                     row.values += row.sample()

@@ -35,9 +35,10 @@ class NetworkOptions:
     """How a sandbox is connected.
 
     Attributes:
-        ingress_mode: Who may reach the exposed ports, such as "public"; None leaves it to the profile.
+        ingress_mode: Who may reach the exposed ports, such as "internal" or "public"; None leaves it to the profile.
         egress_mode: What the sandbox may reach, such as "isolated" or "internet"; None leaves it to the profile.
-        exposed_ports: Ports of the sandbox to expose; a list is taken as a tuple, an empty one as None.
+        exposed_ports: Ports of the sandbox to expose; a list is taken as a tuple, an empty one as None, which exposes
+            what `ports` declares.
     """
 
     ingress_mode: str | None = None

@@ -330,7 +330,7 @@ class Sandbox:
 
     @property
     def service_address(self) -> str | None:
-        """Where its exposed ports are reached."""
+        """Where its first exposed port is reached, "host:port"; None without any, and once it ended."""
         return cast("str | None", self._core.reported("service_address"))
 
     @property
@@ -347,12 +347,12 @@ class Sandbox:
 
     @property
     def applied_ingress_mode(self) -> str | None:
-        """The ingress mode in force."""
+        """Who can reach the exposed ports: "internal" (the gateway's machine) or "public"; None without ports."""
         return cast("str | None", self._core.reported("applied_ingress_mode"))
 
     @property
     def applied_egress_mode(self) -> str | None:
-        """The egress mode in force."""
+        """What it can reach: "isolated" (itself), "internet", or "host" (all that its container can)."""
         return cast("str | None", self._core.reported("applied_egress_mode"))
 
     @property
