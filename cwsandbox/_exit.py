@@ -24,6 +24,7 @@ import anyio
 
 from cwsandbox._lifecycle import Phase
 from cwsandbox._runtime.scope import Scope
+from cwsandbox.exceptions import SandboxNotFoundError
 
 if TYPE_CHECKING:
     from types import FrameType
@@ -144,6 +145,8 @@ async def _end(sandbox: SandboxCore, scope: Scope) -> None:
         await client.api.get(
             sandbox.sandbox_id, wait_for=WaitFor.TERMINAL, wait_seconds=END_SECONDS, timeout=END_SECONDS
         )
+    except SandboxNotFoundError:
+        pass
     except Exception as error:
         logger.warning("%r could not be stopped when the program ended: %s", sandbox, error)
 

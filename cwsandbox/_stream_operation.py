@@ -66,7 +66,7 @@ class StreamOperation:
     async def _open(self, kind: StreamKind, params: dict[str, Any]) -> ClientStream:
         """Open the stream on the sandbox's connection. The sandbox has been started."""
         client = await self._sandbox.client()
-        return client.channel.open(kind, params, uuid.uuid4().hex, self)
+        return client.channel.open(kind, params, uuid.uuid4().hex, self, self._sandbox.timeout)
 
     def _wake(self) -> None:
         if self._changed is not None:

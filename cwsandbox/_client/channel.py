@@ -12,13 +12,13 @@ import copy
 import logging
 import math
 import random
-from contextlib import AbstractAsyncContextManager, asynccontextmanager
+from contextlib import AbstractAsyncContextManager, asynccontextmanager, contextmanager
 from typing import TYPE_CHECKING, Any, Protocol
 
 import anyio
 from attrs import frozen
 
-from cwsandbox._client.errors import TransportError, unreachable
+from cwsandbox._client.errors import TransportError, request_timed_out, unreachable
 from cwsandbox._client.stream import ClientStream, Exited, Lost, Outcome, Refused, Signaled
 from cwsandbox.exceptions import CWSandboxError, SandboxUnavailableError
 from cwsandbox.wire.channel import (
@@ -42,7 +42,7 @@ from cwsandbox.wire.channel import (
 from cwsandbox.wire.errors import Code
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Awaitable, Callable
+    from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 
     from cwsandbox._client.stream import StreamSink
 
@@ -137,11 +137,20 @@ class ExecChannel:
         self._can_wait = False
         self._stopped = anyio.Event()
         self._connected = False
+        # Around the making of a connection: ends when a stream has waited for as long as it can.
+        self._patience: anyio.CancelScope | None = None
         self._closing = False
         self._progress = False
         self._failures: list[Exception] = []
 
-    def open(self, kind: StreamKind, params: dict[str, Any], exec_id: str, sink: StreamSink) -> ClientStream:
+    def open(
+        self,
+        kind: StreamKind,
+        params: dict[str, Any],
+        exec_id: str,
+        sink: StreamSink,
+        reach_seconds: float = math.inf,
+    ) -> ClientStream:
         """Open a stream. Never waits: what cannot be opened tells its sink so in `ended`.
 
         Args:
@@ -150,6 +159,8 @@ class ExecChannel:
             exec_id: A name that nobody used before (1 to 128 letters, digits, `_.:-`): the gateway runs it once,
                 however often it is asked.
             sink: Told what happens.
+            reach_seconds: How long a gateway may take to be reached, if that is less than the channel's own patience;
+                then the stream ends with `SandboxRequestTimeoutError`.
 
         Raises:
             SandboxUnavailableError: The channel is closed.
@@ -160,6 +171,11 @@ class ExecChannel:
         stream = ClientStream(self, self._mux.open(kind, params, exec_id), sink)
         self._streams[exec_id] = stream
         self._fresh.append(stream)
+        if not self._connected and math.isfinite(reach_seconds):
+            stream._reach_seconds = reach_seconds
+            stream._reach_by = anyio.current_time() + reach_seconds
+            if self._patience is not None:
+                self._patience.deadline = min(self._patience.deadline, stream._reach_by)
         self._wake()
         return stream
 
@@ -194,10 +210,13 @@ class ExecChannel:
                     attempts = 0
                 if self._gives_up(failure, anyio.current_time() - outage_began):
                     self._lose_all(failure)
+                self._lose_overdue(failure)
                 if not self._streams:
                     outage_began = None
                     continue
-                await anyio.sleep(self._delay(attempts))
+                with self._while_patient():
+                    await anyio.sleep(self._delay(attempts))
+                self._lose_overdue(failure)
                 attempts += 1
         finally:
             self._closing = True
@@ -215,6 +234,25 @@ class ExecChannel:
         seen = any(stream._shown_to for stream in self._streams.values())
         return outage >= (self._grace if seen else self._timing.first_connect)
 
+    @contextmanager
+    def _while_patient(self) -> Iterator[anyio.CancelScope]:
+        """Within, without a connection, no stream waits for longer than it can."""
+        deadline = min((stream._reach_by for stream in self._fresh if not stream.outcome), default=math.inf)
+        with anyio.CancelScope(deadline=deadline) as scope:
+            self._patience = scope
+            try:
+                yield scope
+            finally:
+                self._patience = None
+
+    def _lose_overdue(self, failure: Exception) -> None:
+        """End the streams that have waited for as long as they can. No gateway has seen them."""
+        now = anyio.current_time()
+        for stream in [stream for stream in self._fresh if stream._reach_by <= now and not stream.outcome]:
+            self._mux.withdraw(stream._wire)
+            self._fresh.remove(stream)
+            self._lose(stream, request_timed_out("exec channel", self._where, stream._reach_seconds, failure))
+
     def _delay(self, attempts: int) -> float:
         longest: float = min(self._timing.longest_delay, self._timing.first_delay * 2**attempts)
         return longest * random.uniform(0.5, 1.0)  # noqa: S311 - spreads load, guards nothing
@@ -223,8 +261,12 @@ class ExecChannel:
         """Connect and serve until that ends; returns why."""
         self._failures.clear()
         try:
-            async with self._connect() as connection:
-                await self._serve(connection)
+            with self._while_patient() as patience:
+                async with self._connect() as connection:
+                    patience.deadline, self._patience = math.inf, None
+                    await self._serve(connection)
+            if patience.cancelled_caught:
+                self._failures.append(TransportError("it took too long", sent=False))
         except Exception as error:
             self._fail(error)
         finally:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import TYPE_CHECKING, Any, Protocol
 
 import anyio
@@ -89,6 +90,10 @@ class ClientStream:
     _shown_to: str | None = None
     """The gateway instance that may have seen it; None while no byte about it was sent."""
     _ended: anyio.Event | None = field(default=None)
+    _reach_seconds: float = math.inf
+    """How long a gateway may take to be reached,"""
+    _reach_by: float = math.inf
+    """and until when, on the loop's clock."""
 
     @property
     def exec_id(self) -> str:

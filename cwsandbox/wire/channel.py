@@ -198,6 +198,10 @@ class Channel:
         self._wake(stream)
         return stream
 
+    def withdraw(self, stream: Stream) -> None:
+        """Client: forget a stream of which no message has told the server yet."""
+        self._forget(stream)
+
     def goodbye(self) -> None:
         """Client: say, behind everything queued, that what runs undetached is to be killed. The last frame."""
         self._goodbye = True

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import math
 from typing import TYPE_CHECKING, Any
 
 import anyio
@@ -87,9 +88,15 @@ class Sink:
                 data = data[room:]
 
 
-def run(channel: ExecChannel, *argv: str, greedy: bool = True, exec_id: str | None = None) -> Sink:
+def run(
+    channel: ExecChannel,
+    *argv: str,
+    greedy: bool = True,
+    exec_id: str | None = None,
+    reach_seconds: float = math.inf,
+) -> Sink:
     """Open a stream on the scripted front."""
     sink = Sink(greedy=greedy)
     exec_id = exec_id or f"exec-{next(_numbers)}"
-    sink.stream = channel.open(StreamKind.EXEC, {"argv": list(argv)}, exec_id, sink)
+    sink.stream = channel.open(StreamKind.EXEC, {"argv": list(argv)}, exec_id, sink, reach_seconds)
     return sink

@@ -21,6 +21,7 @@ from tests.client.sink import Sink, run
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
+    from pathlib import Path
 
 QUICK = Timing(first_connect=0.3, first_delay=0.01, longest_delay=0.05, farewell=1.0)
 
@@ -232,6 +233,41 @@ async def test_nobody_there_is_told_to_the_stream(tmp_path: object) -> None:
     assert isinstance(outcome, Lost)
     assert type(outcome.error) is e.SandboxUnavailableError
     assert "none" in str(outcome.error)
+
+
+async def test_a_stream_that_can_wait_for_less_than_the_channel_ends_alone() -> None:
+    async with serving() as peer, channel_to(peer.path, Timing(first_delay=0.01, first_connect=60)) as channel:
+        peer.status = Status.make(Code.UNAVAILABLE, "soon")
+        patient = run(channel, "echo", "x")
+        impatient = run(channel, "echo", "y", exec_id="impatient", reach_seconds=0.1)
+        outcome = await impatient.result()
+        assert isinstance(outcome, Lost)
+        assert type(outcome.error) is e.SandboxRequestTimeoutError
+        assert "within 0.1 s" in str(outcome.error)
+        assert patient.outcome is None
+        peer.status = None
+        assert await patient.result() == Exited(0)
+        assert bytes(patient.received) == b"x\n"
+        assert not any(b"impatient" in message for message in peer.messages)
+
+
+async def test_a_gateway_that_takes_connections_and_says_nothing_is_not_waited_for_longer(tmp_path: Path) -> None:
+    async with (
+        await anyio.create_unix_listener(tmp_path / "mute") as listener,
+        anyio.create_task_group() as tasks,
+        channel_to(str(tmp_path / "mute"), Timing()) as channel,
+    ):
+        tasks.start_soon(listener.serve, _say_nothing)
+        with anyio.fail_after(5):
+            outcome = await run(channel, "echo", "x", reach_seconds=0.1).result()
+        assert isinstance(outcome, Lost)
+        assert type(outcome.error) is e.SandboxRequestTimeoutError
+        tasks.cancel_scope.cancel()
+
+
+async def _say_nothing(stream: anyio.abc.SocketStream) -> None:
+    async with stream:
+        await anyio.sleep_forever()
 
 
 async def test_a_refused_handshake_carries_its_status() -> None:

@@ -15,6 +15,7 @@ from cwsandbox import (
     SandboxError,
     SandboxNotFoundError,
     SandboxNotRunningError,
+    SandboxRequestTimeoutError,
 )
 from tests.support.gateway import served_gateway
 from tests.support.processes import assert_gone, new_marker
@@ -92,6 +93,18 @@ def test_an_exit_during_the_cut_is_reported_afterwards(wire: Relay) -> None:
         watcher.write_file("/tmp/go", b"").result(timeout=50)
         result = process.result(timeout=50)
         assert (result.returncode, result.stdout) == (5, "up\nout\n")
+
+
+def test_a_command_waits_for_its_gateway_no_longer_than_the_request_timeout(
+    wire: Relay, gateway: ServedGateway
+) -> None:
+    with Sandbox(base_url=gateway.url) as owner:
+        owner.wait()
+        sandbox = Sandbox.from_id(str(owner.sandbox_id), base_url=wire.url, timeout_seconds=0.2).result()
+        wire.refuse()
+        wire.cut()
+        with pytest.raises(SandboxRequestTimeoutError, match=r"within 0\.2 s"):
+            sandbox.exec(["true"]).result(timeout=20)
 
 
 def test_a_write_after_a_cut_does_not_wait_for_a_ping(wire: Relay) -> None:
