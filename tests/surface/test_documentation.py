@@ -6,9 +6,13 @@ import ast
 import inspect
 import os
 import re
+import select
+import signal
 import subprocess
 import sys
+import termios
 import textwrap
+from contextlib import ExitStack
 from pathlib import Path
 
 import anyio
@@ -25,13 +29,40 @@ PRINTED = {
     "parallel.py": "['0', '1', '4']\n",
     "files.py": "42\n",
     "cancellation.py": "all gone\n",
+    "agent.py": """\
+model: I will write a program.
+write_file: wrote mean.py
+model: Let me run it.
+run: exit code 1: NameError: name 'values' is not defined
+model: The data is missing.
+write_file: wrote mean.py
+model: Let me run it.
+run: exit code 0: 3
+model: The mean is 3.
+""",
+    "parallel_tests.py": """\
+passed test_add.py::test_add
+FAILED test_wrong.py::test_wrong
+passed test_text.py::test_split
+passed test_text.py::test_upper
+passed test_dict.py::test_get
+some failed
+""",
+    "rollouts.py": """\
+step 0: 4 executions, not logged
+step 1: 8 executions, not logged
+step 2: 12 executions, not logged
+best: print(sum(range(1, 11)))
+""",
+    "data_processing.py": "[('fox', 3), ('dog', 3)]\n",
 }
-BACKENDS = {"quickstart_async.py": ["asyncio", "trio"], "cancellation.py": ["asyncio", "trio"]}
+ON_A_TERMINAL = "interactive_shell.py"
+BACKENDS = {name: ["asyncio", "trio"] for name in ("quickstart_async.py", "cancellation.py", "agent.py")}
 RUNS = [(name, *argument) for name in PRINTED for argument in ([[b] for b in BACKENDS.get(name, [])] or [[]])]
 
 
 def test_every_example_is_known_here() -> None:
-    assert {path.name for path in EXAMPLES.glob("*.py")} == set(PRINTED)
+    assert {path.name for path in EXAMPLES.glob("*.py")} == {*PRINTED, ON_A_TERMINAL}
 
 
 @pytest.mark.parametrize("argv", RUNS, ids=" ".join)
@@ -45,6 +76,71 @@ def test_examples(home_folder: object, argv: tuple[str, ...]) -> None:
         check=False,
     )
     assert (done.returncode, done.stdout, done.stderr) == (0, PRINTED[argv[0]], "")
+
+
+def test_the_rollouts_log_to_a_wandb_run(home_folder: object, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path))
+    done = subprocess.run(
+        [sys.executable, str(EXAMPLES / "rollouts.py"), "--wandb"],
+        capture_output=True,
+        text=True,
+        timeout=55,
+        cwd=tmp_path,
+        check=True,
+    )
+    assert done.stdout.splitlines()[:3] == [f"step {step}: 4 executions, logged" for step in range(3)]
+    assert list(tmp_path.glob("wandb/offline-run-*/*.wandb"))
+
+
+class Terminal:
+    """The near side of a terminal that a program runs on."""
+
+    def __init__(self, descriptor: int) -> None:
+        self.descriptor = descriptor
+        self.shown = b""
+
+    def type(self, text: str) -> None:
+        """Press these keys."""
+        os.write(self.descriptor, text.encode())
+
+    def wait_for(self, text: str) -> None:
+        """Read until this is shown, and forget what came before its end."""
+        while text.encode() not in self.shown:
+            ready, _, _ = select.select([self.descriptor], [], [], 20)
+            assert ready, f"{text!r} is not shown, but {self.shown!r}"
+            self.shown += os.read(self.descriptor, 4096)
+        self.shown = self.shown.partition(text.encode())[2]
+
+
+def test_the_interactive_shell_on_a_terminal(home_folder: object) -> None:
+    # Given, not inherited: the readline module sets LINES and COLUMNS behind the back of os.environ.
+    env = {name: value for name, value in os.environ.items() if name not in {"LINES", "COLUMNS"}}
+    near, far = os.openpty()
+    termios.tcsetwinsize(far, (30, 100))
+    settings = termios.tcgetattr(far)
+    program = [sys.executable, "-W", "error", str(EXAMPLES / ON_A_TERMINAL)]
+    with ExitStack() as stack:
+        shell = stack.enter_context(subprocess.Popen(program, stdin=far, stdout=far, stderr=far, env=env))
+        stack.callback(shell.kill)
+        terminal = Terminal(near)
+        terminal.wait_for(" ")  # The prompt: from here on the terminal takes keys as they are.
+        terminal.type("stty size\n")
+        terminal.wait_for("30 100")
+        terminal.type("echo sta''rted; sleep 1000\n")
+        terminal.wait_for("started")
+        terminal.type("\x03")  # Ctrl-C ends the sleep, not the shell; it also drops what was typed and not yet read.
+        terminal.wait_for(" ")
+        terminal.type("echo $((6 * 7))\n")
+        terminal.wait_for("42\r\n")
+        termios.tcsetwinsize(far, (40, 120))
+        shell.send_signal(signal.SIGWINCH)
+        terminal.type("until [ \"$(stty size)\" = '40 120' ]; do sleep 0.1; done; echo res''ized\n")
+        terminal.wait_for("resized")
+        terminal.type("exit 3\n")
+        assert shell.wait(30) == 3
+    assert termios.tcgetattr(far) == settings
+    os.close(near)
+    os.close(far)
 
 
 ROOT = Path(__file__).parents[2]
