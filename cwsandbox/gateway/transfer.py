@@ -107,7 +107,8 @@ class WriteTransfer(Transfer):
                 taken = len(self._received.popleft())
                 written += taken
                 self.stream.consumed(taken)
-                self.wake()
+                if not self._eof:
+                    self.wake()  # For credit; a client that has sent all needs none.
             if self._size is not None and written != self._size:
                 raise error(
                     Code.INVALID_ARGUMENT,

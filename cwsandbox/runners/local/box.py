@@ -179,7 +179,7 @@ class LocalBox:
         if size is None or size > protocol.INLINE_FILE_BYTES:
             await writer.open()
         else:
-            await anyio.lowlevel.checkpoint()
+            await anyio.lowlevel.checkpoint_if_cancelled()
         return writer
 
     async def connect(self, port: int) -> SocketStream:

@@ -8,6 +8,7 @@ import os
 import stat
 from typing import NamedTuple
 
+from cwsandbox.runners.local import syscalls as linux
 from cwsandbox.runners.local.protocol import INLINE_FILE_BYTES
 
 _NEW_MODE = 0o644
@@ -21,6 +22,7 @@ class Pending(NamedTuple):
     fd: int
     temporary: str
     target: str
+    replaces: bool
 
 
 def open_regular(path: str) -> int:
@@ -71,28 +73,48 @@ def begin_write(path: str) -> Pending:
     target = os.path.realpath(path)
     if path.endswith("/"):
         raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR), path)
-    mode = _NEW_MODE
+    mode, replaces = _NEW_MODE, True
     try:
         old = os.stat(target)
     except FileNotFoundError:
         os.makedirs(os.path.dirname(target), exist_ok=True)
+        replaces = False
     else:
         _must_be_regular(old.st_mode, path)
         mode = stat.S_IMODE(old.st_mode)
     temporary = f"{os.path.dirname(target)}/.{os.urandom(8).hex()}.part"
     fd = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
     os.fchmod(fd, mode)
-    return Pending(fd, temporary, target)
+    return Pending(fd, temporary, target, replaces)
 
 
 def commit(pending: Pending) -> None:
     """Put a written file in place."""
     os.close(pending.fd)
     try:
-        os.rename(pending.temporary, pending.target)
+        if not (pending.replaces and _exchange(pending)):
+            os.rename(pending.temporary, pending.target)
     except BaseException:
         _unlink(pending.temporary)
         raise
+
+
+def _exchange(pending: Pending) -> bool:
+    """Replace the old file by exchanging the two and removing it: as atomic as a rename, and half the price.
+
+    ext4 writes a file to the disk at once that is renamed over another (`auto_da_alloc`), for programs that hope to
+    survive a crash of the machine without asking for it. No sandbox survives that.
+    """
+    try:
+        linux.exchange(pending.temporary, pending.target)
+    except OSError:
+        return False  # Not there any more, or a file system that cannot.
+    try:
+        os.unlink(pending.temporary)
+    except IsADirectoryError:
+        linux.exchange(pending.temporary, pending.target)  # A folder took its place meanwhile.
+        raise
+    return True
 
 
 def abort(pending: Pending) -> None:

@@ -53,6 +53,7 @@ RESOLVE_NO_SYMLINKS = 0x04
 RESOLVE_IN_ROOT = 0x10
 
 _AT_FDCWD = -100
+_RENAME_EXCHANGE = 0x2
 _AT_EMPTY_PATH = 0x1000
 _AT_RECURSIVE = 0x8000
 _OPEN_TREE_CLONE = 0x1
@@ -105,6 +106,13 @@ def mount(source: str | None, target: str, kind: str | None, flags: int = 0, opt
 def umount(target: str, flags: int = 0) -> None:
     """Take a mount away."""
     _checked(_libc.umount2(_bytes(target), ctypes.c_int(flags)), f"umount {target}")
+
+
+def exchange(one: str, other: str) -> None:
+    """Give two files each other's name, in one step."""
+    at = ctypes.c_int(_AT_FDCWD)
+    result = _libc.renameat2(at, _bytes(one), at, _bytes(other), ctypes.c_uint(_RENAME_EXCHANGE))
+    _checked(result, f"renameat2 {other}")
 
 
 def pivot_root(new_root: str, put_old: str) -> None:
