@@ -212,7 +212,7 @@ def _named(path: str) -> Iterator[None]:
     except OSError as error:
         if error.errno is None:
             raise
-        raise OSError(error.errno, os.strerror(error.errno), path) from error
+        raise OSError(error.errno, error.strerror or os.strerror(error.errno), path) from error
 
 
 class _Open(NamedTuple):

@@ -14,9 +14,16 @@ from cwsandbox.runners.local import protocol
 HELLO = protocol.encode({"event": "hello", "info": {"sandbox_id": "liar"}, "level": "namespaces", "commands": 0})
 
 
+def saying(data: bytes) -> int:
+    read, write = os.pipe()
+    os.write(write, data)
+    return read
+
+
 def answer(connection: socket.socket, kind: str, request: int) -> None:
     null, (read, _) = os.open("/dev/null", os.O_RDWR), os.pipe()
     started = protocol.encode({"id": request, "pid": 2})
+    answered = protocol.encode({"id": request})
     lies = {
         "not a message": (b"\0", []),
         "not json": (b"\0\0\0\1{", []),
@@ -33,6 +40,16 @@ def answer(connection: socket.socket, kind: str, request: int) -> None:
         "an exit that is none": (protocol.encode({"event": "exit", "exec": "e", "status": 10**9}), []),
         "a message in memory": (b"\xff\xff\xff\xff", [null]),
         "the end": (b"", []),
+        "a status that is none": (protocol.encode({"id": request, "found": [1, "2", 3]}), []),
+        "a status that is too large": (protocol.encode({"id": request, "found": [1, 2**70, 3]}), []),
+        "no status": (answered, [read]),
+        "one pipe for a job": (answered, [read]),
+        "pipes that are none": (answered, [null, null]),
+        "a job that says nonsense": (answered, [read, saying(b"nonsense\n")]),
+        "a job that says no object": (answered, [read, saying(b"[]\n")]),
+        "a job that never ends a line": (answered, [read, saying(b"x" * 60_000)]),
+        "a job whose error is none": (answered, [read, saying(b'{"errno":"2","message":1,"path":null}\n')]),
+        "a job that nests": (answered, [read, saying(b"[" * 20_000 + b"\n")]),
     }
     data, fds = lies[kind]
     if data:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import itertools
+import json
 import os
 import secrets
 from contextlib import asynccontextmanager
@@ -12,9 +14,10 @@ from typing import TYPE_CHECKING
 import anyio
 
 from cwsandbox.runners.base import ExecSpec, ExitStatus
+from cwsandbox.wire.streams import FileAction, FilesOpen
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncGenerator, Mapping
+    from collections.abc import AsyncGenerator, Iterable, Mapping
 
     from cwsandbox.runners.base import Box, ByteSource, Command
 
@@ -147,3 +150,35 @@ async def write_file(box: Box, path: str, content: bytes, *, size: int | None = 
         await file.commit()
     finally:
         await file.aclose()
+
+
+def asked(action: str, path: str, **options) -> FilesOpen:
+    """A request about files."""
+    return FilesOpen(sandbox_id="sandbox-1", action=FileAction(action), path=path, **options)
+
+
+async def file_job(box: Box, request: FilesOpen, given: Iterable[bytes] = ()) -> bytes:
+    """Do a file operation that streams; what it gives."""
+    with anyio.fail_after(FINISH_SECONDS):
+        job = await box.file_job(request)
+        try:
+            with contextlib.suppress(anyio.BrokenResourceError):
+                for piece in given:
+                    await job.input.send(piece)
+            if job.input is not None:
+                await job.input.aclose()
+            output = await read_all(job.output)
+            await job.wait()
+        finally:
+            await job.aclose()
+    return output
+
+
+async def file_rows(box: Box, request: FilesOpen) -> list[list]:
+    """The rows of a listing."""
+    return [row for line in (await file_job(box, request)).splitlines() for row in json.loads(line)]
+
+
+def host_children(box: Box) -> list[str]:
+    """What runs right below a box's agent."""
+    return Path(f"/proc/{box._agent_pid}/task/{box._agent_pid}/children").read_text().split()

@@ -12,7 +12,7 @@ import pytest
 from cwsandbox.runners.base import BoxGoneError, ExecSpec, IsolationLevel, Limits, RunnerError
 from cwsandbox.runners.local.link import connect
 from tests.runners.conftest import box_spec
-from tests.runners.support import FINISH_SECONDS, exec_id, read_until, run, shell
+from tests.runners.support import FINISH_SECONDS, asked, exec_id, read_until, run, shell
 
 REPOSITORY = Path(__file__).parents[2]
 LIES = [
@@ -32,14 +32,35 @@ LIES = [
     "a message in memory",
     "the end",
 ]
+LIES_ABOUT_FILES = ["a status that is none", "a status that is too large", "no status", "not json", "the end"]
+LIES_ABOUT_JOBS = [
+    "one pipe for a job",
+    "pipes that are none",
+    "too many streams",
+    "more descriptors than fit",
+    "a job that says nonsense",
+    "a job that says no object",
+    "a job that never ends a line",
+    "a job whose error is none",
+    "a job that nests",
+    "the end",
+]
 
 
 def descriptors() -> int:
     return len(os.listdir("/proc/self/fd"))
 
 
-@pytest.mark.parametrize("lie", LIES)
-async def test_an_agent_that_lies_fails_its_own_box_only(runner, box, runtime_dir, lie) -> None:
+ASKED = {
+    **{f"command: {lie}": lambda box: box.exec(ExecSpec("e", ("true",))) for lie in LIES},
+    **{f"files: {lie}": lambda box: box.file_info(asked("stat", "/")) for lie in LIES_ABOUT_FILES},
+    **{f"job: {lie}": lambda box: box.file_job(asked("list", "/")) for lie in LIES_ABOUT_JOBS},
+}
+
+
+@pytest.mark.parametrize("case", ASKED)
+async def test_an_agent_that_lies_fails_its_own_box_only(runner, box, runtime_dir, case) -> None:
+    lie = case.split(": ")[1]
     path = runtime_dir / "liar.sock"
     process = await anyio.open_process(
         [sys.executable, "-m", "tests.runners.liar", str(path), lie], cwd=REPOSITORY, stderr=None
@@ -52,7 +73,7 @@ async def test_an_agent_that_lies_fails_its_own_box_only(runner, box, runtime_di
         with anyio.fail_after(FINISH_SECONDS):
             assert await liar.wait_listed()
             with pytest.raises(BoxGoneError):
-                await liar.exec(ExecSpec("e", ("true",)))
+                await ASKED[case](liar)
             await process.wait()
             await liar.wait_gone()
         assert descriptors() <= before
