@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import anyio
 import anyio.to_thread
 
-from cwsandbox._files import FileOperation
+from cwsandbox._files import FileOperation, WriteFile
 from cwsandbox._runtime._loops import LoopHandle
 from cwsandbox._runtime.operation import CANCEL_WAIT_SECONDS, OperationRef
 from cwsandbox._stdin import StreamWriter
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from cwsandbox._client.stream import ClientStream
     from cwsandbox._core import SandboxCore
 
-__all__ = ["FileWriter", "WriteFrom"]
+__all__ = ["FileWriter", "write_from"]
 
 
 class FileWriter:
@@ -166,7 +166,7 @@ class _WriteQueue(_Writing):
             await self._wait_changed()
 
 
-class WriteFrom(_Writing):
+class _WriteFrom(_Writing):
     """Writes what a source gives.
 
     Args:
@@ -208,3 +208,30 @@ class WriteFrom(_Writing):
             else:
                 await self._wait_changed()
         return self._outcome is None
+
+
+def write_from(
+    sandbox: SandboxCore,
+    filepath: str,
+    source: Any,
+    timeout_seconds: float | None,
+) -> OperationRef[None]:
+    """Write a file from pieces.
+
+    Raises:
+        TypeError: `source` is not bytes-like or iterable, or an async iterable that would run on another loop.
+    """
+    operation: FileOperation
+    if isinstance(source, bytes | bytearray | memoryview):
+        operation = WriteFile(sandbox, filepath, check_bytes(source, "source"), timeout_seconds)
+    elif hasattr(source, "__aiter__"):
+        if not sandbox.scope().loop.is_current():
+            raise TypeError(
+                "an async source needs a sandbox of this event loop: use `async with Sandbox()`, or files.open_write()"
+            )
+        operation = _WriteFrom(sandbox, filepath, source, timeout_seconds)
+    elif isinstance(source, str) or not hasattr(source, "__iter__"):
+        raise TypeError(f"source must be bytes or an iterable of bytes, not {type(source).__name__}")
+    else:
+        operation = _WriteFrom(sandbox, filepath, source, timeout_seconds)
+    return sandbox.operate(operation, name="write file")

@@ -40,12 +40,12 @@ from cwsandbox.terminal import TerminalSession
 if TYPE_CHECKING:
     import builtins
     import os
-    from collections.abc import Generator, Mapping, Sequence
+    from collections.abc import AsyncIterable, Generator, Iterable, Mapping, Sequence
     from datetime import datetime
     from types import TracebackType
 
     from cwsandbox._client.auth import Auth
-    from cwsandbox._runtime.readers import LineReader
+    from cwsandbox._runtime.readers import LineReader, StreamReader
     from cwsandbox._runtime.scope import Cleanup
     from cwsandbox.files import Files
     from cwsandbox.options import NetworkOptions, ResourceOptions, Secret
@@ -662,6 +662,35 @@ class Sandbox:
         return self._core.operate(
             WriteFile(self._core, path, check_bytes(contents, "contents"), limit), name="write file"
         )
+
+    def read_file_streaming(
+        self, filepath: str | os.PathLike[str], *, timeout_seconds: float | None = None
+    ) -> StreamReader[bytes]:
+        """`files.open_read` under its name in later versions of the published surface."""
+        return self.files.open_read(filepath, timeout_seconds=timeout_seconds)
+
+    def write_file_streaming(
+        self,
+        filepath: str | os.PathLike[str],
+        source: bytes | Iterable[bytes] | AsyncIterable[bytes],
+        *,
+        timeout_seconds: float | None = None,
+    ) -> OperationRef[None]:
+        """Write a file from pieces, atomically, under the name of later versions; `files.open_write` is the other way.
+
+        Args:
+            filepath: Path in the sandbox.
+            source: Bytes, or what gives pieces of bytes. A plain iterable is asked in a worker thread; an async one
+                needs a sandbox of this event loop (`async with`).
+            timeout_seconds: Limit for the transfer (default: the request timeout).
+
+        Raises:
+            TypeError: `source` is none of these, or an async iterable that would run on another loop.
+            SandboxFileError: From the ref, as `write_file`. What the source raises comes from the ref, too.
+        """
+        from cwsandbox._filewriter import write_from
+
+        return write_from(self._core, check_path(filepath), source, self._core.limit(timeout_seconds))
 
     @property
     def files(self) -> Files:

@@ -27,7 +27,7 @@ from cwsandbox.wire.folderstream import (
 if TYPE_CHECKING:
     from collections.abc import Generator, Iterator
 
-__all__ = ["Skipped", "Tally", "Unpacker", "pack", "tree_bytes"]
+__all__ = ["Skipped", "Tally", "Unpacker", "make_parents", "pack", "tree_bytes"]
 
 _FOLDER = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
 _READ = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_NOCTTY | os.O_CLOEXEC
@@ -301,7 +301,7 @@ class Unpacker:
 
     def _open_parent(self) -> None:
         parent, name = os.path.split(self._target)
-        os.makedirs(parent, exist_ok=True)
+        make_parents(self._target)
         self._parent = os.open(parent, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
         self._final = os.fsencode(name)
 
@@ -400,6 +400,18 @@ class Unpacker:
         Kind.UP: _leave,
         Kind.END: _end,
     }
+
+
+def make_parents(path: str) -> None:
+    """Make the folders above `path` that are missing.
+
+    Raises:
+        NotADirectoryError: One of them is something else.
+    """
+    try:
+        os.makedirs(os.path.dirname(path), exist_ok=True)
+    except FileExistsError as error:
+        raise NotADirectoryError(errno.ENOTDIR, os.strerror(errno.ENOTDIR), path) from error
 
 
 def _temporary_name() -> bytes:

@@ -210,6 +210,7 @@ class TestChanges:
             (lambda f: f.list("/srv/full/f"), "NOT_A_DIRECTORY"),
             (lambda f: f.rmdir("/srv/full/f"), "NOT_A_DIRECTORY"),
             (lambda f: f.mkdir("/srv/full/f/x"), "NOT_A_DIRECTORY"),
+            (lambda f: f.mkdir("/srv/full/f/x/y", parents=True), "NOT_A_DIRECTORY"),
             (lambda f: f.mkdir("/srv/full"), "EXISTS"),
             (lambda f: f.mkdir("/srv/full/f", exist_ok=True), "EXISTS"),
             (lambda f: f.rmdir("/srv/full"), "DIRECTORY_NOT_EMPTY"),

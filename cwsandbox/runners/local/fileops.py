@@ -20,7 +20,7 @@ from cwsandbox.runners.local.descriptors import close_others
 from cwsandbox.runners.local.files import write_all
 from cwsandbox.runners.local.trees import remove_tree
 from cwsandbox.runners.local.watch import watch
-from cwsandbox.wire.folders import Unpacker, pack
+from cwsandbox.wire.folders import Unpacker, make_parents, pack
 from cwsandbox.wire.folderstream import CHUNK_BYTES, FolderStreamError
 
 if TYPE_CHECKING:
@@ -41,9 +41,9 @@ def stat_file(body: dict[str, Any]) -> list[int]:
 def make_folder(body: dict[str, Any]) -> None:
     """A folder, if asked for with its parents."""
     path = body["path"]
+    if body["parents"]:
+        make_parents(path.rstrip("/"))
     try:
-        if body["parents"]:
-            os.makedirs(os.path.dirname(path.rstrip("/")) or ".", exist_ok=True)
         os.mkdir(path)
     except FileExistsError:
         if not body["exist_ok"] or not os.path.isdir(path):
