@@ -17,7 +17,7 @@ import anyio
 from attrs import frozen
 
 from cwsandbox.gateway.errors import error
-from cwsandbox.gateway.relay import relay, take_connections
+from cwsandbox.gateway.relay import connection_slots, relay, take_connections
 from cwsandbox.runners.base import RunnerError
 from cwsandbox.runners.sockets import SocketStream
 from cwsandbox.wire.errors import Code, Reason
@@ -31,8 +31,6 @@ if TYPE_CHECKING:
 _log = logging.getLogger(__name__)
 
 _BACKLOG: Final = 128
-_CONNECTIONS: Final = 256
-"""At the same time, for each port of a sandbox."""
 _CONNECT_SECONDS: Final = 10.0
 
 
@@ -101,10 +99,11 @@ async def serve_doors(doors: Sequence[Door], box: Box, in_use: Callable[[], Abst
         box: Where connections go.
         in_use: Entered while there is a connection, which is why the sandbox is not idle.
     """
+    slots = connection_slots()
     async with anyio.create_task_group() as tasks:
         for door in doors:
             handle = functools.partial(_serve, door.port.number, box, in_use)
-            tasks.start_soon(take_connections, functools.partial(_accept, door.listener), handle, _CONNECTIONS)
+            tasks.start_soon(take_connections, functools.partial(_accept, door.listener), handle, slots)
 
 
 async def _accept(listener: socket.socket) -> SocketStream:

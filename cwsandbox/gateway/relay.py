@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import logging
+import resource
 from typing import TYPE_CHECKING, Final
 
 import anyio
@@ -18,25 +19,35 @@ if TYPE_CHECKING:
 _log = logging.getLogger(__name__)
 
 _CHUNK_BYTES: Final = 256 * 1024
+_CONNECTIONS: Final = 256
+_FEW_CONNECTIONS: Final = 16
 _OUT_OF_DESCRIPTORS: Final = (errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM)
 # How long to leave a listener alone when there are no descriptors: nobody tells when there are some again.
 _BREATHER_SECONDS: Final = 0.2
 
 
-async def take_connections(
-    accept: Callable[[], Awaitable[Connection]], handle: Callable[[Connection], Awaitable[None]], most: int
-) -> None:
-    """Handle every connection in a task of its own, `most` at a time; further ones wait unaccepted.
+def connection_slots() -> anyio.Semaphore:
+    """Make the bound of one sandbox's connections, in or out: each has two descriptors, of which none may take most."""
+    descriptors, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
+    if descriptors == resource.RLIM_INFINITY:
+        return anyio.Semaphore(_CONNECTIONS)
+    return anyio.Semaphore(min(_CONNECTIONS, max(_FEW_CONNECTIONS, descriptors // 32)))
 
-    Runs until cancelled, or until the box has ended. A connection whose handling fails is cut, and only it.
+
+async def take_connections(
+    accept: Callable[[], Awaitable[Connection]], handle: Callable[[Connection], Awaitable[None]], slots: anyio.Semaphore
+) -> None:
+    """Handle every connection in a task of its own, as many at a time as there are slots; further ones wait unaccepted.
+
+    Runs until cancelled, or until the listener is closed or the box has ended. A connection whose handling fails is
+    cut, and only it.
     """
-    slots = anyio.Semaphore(most)
     async with anyio.create_task_group() as tasks:
         while True:
             await slots.acquire()
             try:
                 connection = await accept()
-            except BoxGoneError:
+            except (BoxGoneError, anyio.ClosedResourceError):
                 break
             except OSError as problem:
                 slots.release()

@@ -112,8 +112,8 @@ async def world(script: Script | None = None, dialer: Dialer | None = None) -> A
         made.port, made.proxy = server.getsockname()[1], proxy.getsockname()[1]
         with anyio.fail_after(SECONDS):
             async with anyio.create_task_group() as tasks:
-                tasks.start_soon(take_connections, accepting(server), made.run, 20)
-                tasks.start_soon(take_connections, accepting(proxy), serve, 20)
+                tasks.start_soon(take_connections, accepting(server), made.run, anyio.Semaphore(20))
+                tasks.start_soon(take_connections, accepting(proxy), serve, anyio.Semaphore(20))
                 yield made
                 tasks.cancel_scope.cancel()
 
@@ -369,7 +369,7 @@ async def test_an_end_of_the_box_is_the_end_of_taking_connections() -> None:
         raise AssertionError
 
     with anyio.fail_after(SECONDS):
-        await take_connections(gone, handle, 1)
+        await take_connections(gone, handle, anyio.Semaphore(1))
 
 
 async def test_a_lack_of_descriptors_is_waited_out(caplog: pytest.LogCaptureFixture) -> None:
@@ -386,7 +386,7 @@ async def test_a_lack_of_descriptors_is_waited_out(caplog: pytest.LogCaptureFixt
         raise AssertionError
 
     with anyio.fail_after(SECONDS):
-        await take_connections(accept, handle, 1)
+        await take_connections(accept, handle, anyio.Semaphore(1))
     assert calls == 2
     assert "has to wait" in caplog.text
 

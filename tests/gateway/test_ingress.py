@@ -17,7 +17,7 @@ from cwsandbox.runners.base import BoxNetwork, Capabilities, IsolationLevel, Por
 from cwsandbox.runners.sockets import SocketStream
 from cwsandbox.wire.errors import Code
 from cwsandbox.wire.resources import Container, NetworkOptions, SandboxSpec, Service, ServiceProtocol
-from tests.gateway.test_process import GatewayProcess
+from tests.gateway.test_process import GatewayProcess, SyncChannel, wire
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -226,6 +226,40 @@ def test_a_killed_gateways_successor_serves_the_same_ports(folder: Path, isolati
         answers(address)
     with pytest.raises(ConnectionRefusedError):
         connect(address)
+    assert "Traceback" not in (folder / "log").read_text()
+
+
+FETCH = """
+import urllib.error, urllib.request
+try:
+    urllib.request.urlopen("http://169.254.169.254/")
+except urllib.error.HTTPError as error:
+    print(error.code)
+"""
+
+
+def test_a_killed_gateways_successor_serves_the_way_out(folder: Path) -> None:
+    body = {"spec": {"containers": [{"command": "sleep", "args": ["1000"]}], "network": {"egressMode": "internet"}}}
+
+    def fetched(gateway: GatewayProcess) -> bytes:
+        with SyncChannel(gateway.socket) as channel:
+            channel.start(sandbox_id, "python3", "-Ic", FETCH)
+            output: bytes = channel.until(wire.Closed)[bytes]
+            return output
+
+    with GatewayProcess(folder, "--isolation", "namespaces") as gateway:
+        with gateway.http() as http:
+            made = http.post("/v1/sandboxes", json=body).json()
+            sandbox_id = made["sandboxId"]
+            record = http.get(f"/v1/sandboxes/{sandbox_id}", params={"waitFor": "running"}).json()
+        if record["status"]["state"] != "STATE_RUNNING":
+            pytest.skip("no network namespaces here")
+        assert fetched(gateway) == b"403\n"
+        gateway.process.kill()
+        gateway.process.wait()
+    with GatewayProcess(folder, "--isolation", "namespaces") as successor:
+        assert fetched(successor) == b"403\n"
+    assert "Traceback" not in (folder / "log").read_text()
 
 
 def connect(address: str) -> socket.socket:

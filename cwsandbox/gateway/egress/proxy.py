@@ -10,7 +10,7 @@ import anyio
 from cwsandbox.gateway.egress import socks
 from cwsandbox.gateway.egress.dialing import DialError, Failure
 from cwsandbox.gateway.egress.http import linger, serve_http
-from cwsandbox.gateway.relay import relay, take_connections
+from cwsandbox.gateway.relay import connection_slots, relay, take_connections
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -21,8 +21,6 @@ if TYPE_CHECKING:
 
 PORT: Final = 3128
 """Squid's, so that it is known for what it is."""
-_CONNECTIONS: Final = 256
-"""Of one sandbox, at the same time."""
 _HANDSHAKE_SECONDS: Final = 30.0
 _URL: Final = f"http://127.0.0.1:{PORT}"
 _VARIABLES: Final = {
@@ -57,7 +55,7 @@ async def serve_egress(box: Box, dialer: Dialer) -> None:
         BoxGoneError: The box has ended.
     """
     listener = await box.listen(PORT)
-    await take_connections(listener.accept, functools.partial(_serve, dialer), _CONNECTIONS)
+    await take_connections(listener.accept, functools.partial(_serve, dialer), connection_slots())
 
 
 async def _serve(dialer: Dialer, client: Connection) -> None:
