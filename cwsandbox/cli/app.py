@@ -9,6 +9,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Final, cast
 
 import click
+from click.shell_completion import shell_complete
 
 from cwsandbox._version import __version__
 from cwsandbox.cli.output import error_line
@@ -18,6 +19,7 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
 PROGRAM: Final = "cwsandbox"
+COMPLETION_VARIABLE: Final = "_CWSANDBOX_COMPLETE"
 
 # Where each command is; the order and the headings are those of the help.
 _SECTIONS: Final = {
@@ -109,10 +111,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _invoke(arguments: Sequence[str] | None) -> int:
+    # Not click's own main(): it takes a reader that left for a failure.
     try:
-        status = cli.main(arguments, prog_name=PROGRAM, standalone_mode=False)
-    except click.Abort:
-        raise KeyboardInterrupt from None
+        if completing := os.environ.get(COMPLETION_VARIABLE):
+            return shell_complete(cli, {}, PROGRAM, COMPLETION_VARIABLE, completing)
+        with cli.make_context(PROGRAM, list(sys.argv[1:] if arguments is None else arguments)) as context:
+            status = cli.invoke(context)
+    except click.exceptions.Exit as end:
+        return end.exit_code
     except click.ClickException as problem:
         problem.show()
         return problem.exit_code

@@ -24,11 +24,11 @@ def completion(shell: str) -> None:
     zsh    echo 'eval "$(cwsandbox completion zsh)"' >> ~/.zshrc
     fish   cwsandbox completion fish > ~/.config/fish/completions/cwsandbox.fish
     """
-    from cwsandbox.cli.app import PROGRAM, cli
+    from cwsandbox.cli.app import COMPLETION_VARIABLE, PROGRAM, cli
 
     found = get_completion_class(shell)
     assert found is not None
-    script = found(cli, {}, PROGRAM, f"_{PROGRAM}_complete".upper())
+    script = found(cli, {}, PROGRAM, COMPLETION_VARIABLE)
     # Not source(): for bash that starts one, to complain of versions before 4.4.
     click.echo(script.source_template % script.source_vars())
 

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
 
 # Become the leader of a session whose controlling terminal is standard input; then the command.
-_ON_TERMINAL = "import os, sys; os.login_tty(os.dup(0)); os.execv(sys.argv[1], sys.argv[1:])"
+_ON_TERMINAL = "import os, sys; os.login_tty(os.dup(0)); os.execvp(sys.argv[1], sys.argv[1:])"
 
 
 class Terminal:
@@ -47,13 +47,19 @@ class Terminal:
 
     def wait_for(self, pattern: bytes) -> re.Match[bytes]:
         """Read until the pattern shows in what was not matched before."""
-        deadline = time.monotonic() + SECONDS
+        assert self.shows(pattern, within=SECONDS), f"{pattern!r} does not show in {self.seen[self._read :]!r}"
+        return self.match
+
+    def shows(self, pattern: bytes, *, within: float) -> bool:
+        """Whether the pattern shows by then."""
+        deadline = time.monotonic() + within
         while (match := re.compile(pattern, re.DOTALL).search(self.seen, self._read)) is None:
-            ready, _, _ = select.select([self._near], [], [], max(0, deadline - time.monotonic()))
-            assert ready, f"{pattern!r} does not show in {self.seen[self._read :]!r}"
+            if not select.select([self._near], [], [], max(0, deadline - time.monotonic()))[0]:
+                return False
             self.seen += os.read(self._near, 65536)
         self._read = match.end()
-        return match
+        self.match = match
+        return True
 
     def wait(self) -> int:
         """The exit status; reads on, as a terminal does."""
