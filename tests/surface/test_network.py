@@ -6,6 +6,8 @@ import contextlib
 import hashlib
 import os
 import socket
+import struct
+import time
 from typing import TYPE_CHECKING
 
 import anyio
@@ -19,6 +21,7 @@ if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Iterator
 
     from cwsandbox.process import Process
+    from tests.support.gateway import ServedGateway
 
 PORTS = [{"container_port": 8080, "name": "web", "protocol": "TCP"}]
 SECONDS = 20
@@ -247,3 +250,29 @@ async def test_a_connection_that_is_given_up_ends_inside_too(home_folder: object
         connection = await anyio.connect_tcp(host, port)
         await connection.receive()
         await connection.aclose()
+
+
+@pytest.mark.parametrize("how", ["ended", "cut"])
+def test_connections_leave_nothing_in_the_gateway(gateway: ServedGateway, how: str) -> None:
+    def descriptors() -> int:
+        return len(os.listdir("/proc/self/fd"))
+
+    with (
+        Sandbox(base_url=gateway.url, ports=PORTS) as sandbox,
+        serving(sandbox, COUNT if how == "ended" else SILENT) as _,
+    ):
+        before = descriptors()
+        connections = [socket.create_connection(address_of(sandbox), SECONDS) for _ in range(30)]
+        assert descriptors() > before
+        for connection in connections:
+            if how == "ended":
+                connection.shutdown(socket.SHUT_WR)
+                while connection.recv(100):
+                    pass
+            else:
+                connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+            connection.close()
+        deadline = time.monotonic() + SECONDS
+        while descriptors() > before:
+            assert time.monotonic() < deadline, f"{descriptors()} descriptors, there were {before}"
+            time.sleep(0.01)
