@@ -27,6 +27,11 @@ _SETTINGS: Final = (
     "kernel.yama.ptrace_scope",
 )
 _LIMITS: Final = ("processes", "memory", "cpu", "disk")
+_CGROUP_REMEDY: Final = {
+    True: "run the gateway where it may write to a cgroup, for limits of memory and processors",
+    False: "run the gateway as root, or below your own systemd (systemd-run --user --scope), for limits of memory and "
+    "processors",
+}
 _ENOUGH_DESCRIPTORS: Final = 4096
 _STOP_SECONDS: Final = 10.0
 
@@ -91,7 +96,7 @@ def _report(capabilities: Capabilities | None, notice: str, *, problem: str | No
     weak = capabilities is None or capabilities.isolation is not IsolationLevel.NAMESPACES
     enforced = capabilities.enforced_limits if capabilities is not None else frozenset()
     root = os.geteuid() == 0
-    writable = sorted(cgroups.find_cgroups().limits) if root else []
+    writable = sorted(cgroups.find_cgroups().limits)
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     return {
         "ok": problem is None,
@@ -100,12 +105,7 @@ def _report(capabilities: Capabilities | None, notice: str, *, problem: str | No
         "notice": notice or None,
         "remedies": [
             *(probe.ways_out() if weak else ()),
-            *(() if root else ("run the gateway as root for limits of memory and processors",)),
-            *(
-                ("run the gateway where it may write to a cgroup, for limits of memory and processors",)
-                if root and not {"memory", "cpu"} <= set(writable)
-                else ()
-            ),
+            *(() if {"memory", "cpu"} <= set(writable) else (_CGROUP_REMEDY[root],)),
             *(
                 (f"raise the limit of open files (ulimit -Hn), which is {hard}: a running command takes five",)
                 if hard != resource.RLIM_INFINITY and hard < _ENOUGH_DESCRIPTORS
@@ -113,6 +113,7 @@ def _report(capabilities: Capabilities | None, notice: str, *, problem: str | No
             ),
         ],
         "limits": {name: name in enforced for name in _LIMITS},
+        "limits_per_process": sorted(capabilities.per_process_limits) if capabilities is not None else [],
         "egress_modes": list(capabilities.egress_modes) if capabilities is not None else [],
         "cpu_millicores": probe.cpu_millicores(),
         "memory_bytes": probe.memory_bytes(),
@@ -143,6 +144,7 @@ def _print(report: dict[str, Any]) -> None:
             ("Sandboxes", "can be made" if report["ok"] else f"cannot be made: {report['problem']}"),
             ("Isolation", report["isolation"]),
             ("Limits enforced", ", ".join(limits) or "none"),
+            ("Limits per process", ", ".join(report["limits_per_process"]) or None),
             ("Network", ", ".join(report["egress_modes"])),
             ("Machine", f"{report['cpu_millicores'] / 1000:g} processors, {_gib(report['memory_bytes'])} of memory"),
             ("Cgroups", ", ".join(report["cgroups"]) or "not writable for this user"),

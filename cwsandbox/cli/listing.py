@@ -110,6 +110,9 @@ def get(sandbox_id: str, output: str) -> None:
             ("Requests", _amounts(sandbox.resource_requests)),
             ("Limits", _amounts(sandbox.resource_limits)),
             ("GPU", _amounts(sandbox.resource_gpu)),
+            ("Held for", _amounts(sandbox.limit_holds)),
+            ("Tags", ", ".join(sandbox.tags)),
+            ("Annotations", ", ".join(f"{name}={value}" for name, value in sandbox.annotations.items())),
         )
     )
 

@@ -86,6 +86,9 @@ def sandbox_details(sandbox: Sandbox) -> dict[str, Any]:
         "resource_requests": sandbox.resource_requests,
         "resource_limits": sandbox.resource_limits,
         "resource_gpu": sandbox.resource_gpu,
+        "limit_holds": sandbox.limit_holds,
+        "tags": list(sandbox.tags),
+        "annotations": sandbox.annotations,
     }
 
 

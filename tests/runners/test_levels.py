@@ -85,14 +85,14 @@ def run_confined(kind: str, interpreter: str, *arguments: str, **environment: st
 @needs_root
 @pytest.mark.timeout(300)
 def test_an_ordinary_user_gets_the_same_sandboxes() -> None:
-    tests = ["test_local.py", "test_isolation.py", "test_leftovers.py"]
+    tests = ["test_local.py", "test_isolation.py", "test_leftovers.py", "test_limits.py"]
     run_confined("user", interpreter_for_everybody(), *(f"tests/runners/{name}" for name in tests))
 
 
 @needs_root
 @pytest.mark.timeout(300)
 def test_without_namespaces_the_contract_holds_at_level_process() -> None:
-    tests = ["test_local.py", "test_leftovers.py", "test_levels.py"]
+    tests = ["test_local.py", "test_leftovers.py", "test_levels.py", "test_limits.py"]
     run_confined(
         "container",
         sys.executable,

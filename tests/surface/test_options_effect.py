@@ -168,11 +168,11 @@ async def test_max_timeout_seconds_bounds_what_a_command_may_ask_for(defaults: S
 
 @pytest.mark.row("FIX-B")
 async def test_mounted_files_in_both_spellings_are_read_only(defaults: SandboxDefaults, level: str) -> None:
-    names = [f"/opt/mounted-{level}-{number}" for number in range(3)]
+    names = [f"/tmp/mounted-{level}-{number}" for number in range(3)]
     files: list[dict[str, Any]] = [
         {"path": names[0], "content": "grün"},
         {"mount_path": names[1], "file_content": b"\x00\xff"},
-        {"path": names[2], "content": b"#!/bin/sh\necho main $(cat /opt/mounted-*-0); sleep 60"},
+        {"path": names[2], "content": b"#!/bin/sh\necho main $(cat /tmp/mounted-*-0); sleep 60"},
     ]
     async with Sandbox(command="sh", args=[names[2]], mounted_files=files, defaults=defaults) as sandbox:
         async for line in sandbox.stream_logs(follow=True):
