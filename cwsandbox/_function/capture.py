@@ -82,8 +82,11 @@ class Capture:
         """A pickle names this class or function: see that it is there."""
         if not isinstance(value, type | FunctionType) or is_installed(value.__module__):
             return
-        if lookup(value.__module__, value.__qualname__) is value:
-            self.ref(value, value.__qualname__)
+        if lookup(value.__module__, value.__qualname__) is not value:
+            return
+        if isinstance(value, FunctionType) and "." in value.__qualname__:  # a method: its class has it
+            value = lookup(value.__module__, value.__qualname__.rpartition(".")[0])
+        self.ref(value, value.__qualname__)
 
     def finish(self) -> None:
         """Members of modules that are sent whole are imported from there."""
@@ -237,7 +240,8 @@ class Capture:
         """Whether a pickle may name one of the caller's functions or classes: it has source, and is sent beside it."""
         if is_installed(value.__module__):
             return False
-        if lookup(value.__module__, value.__qualname__) is value:
+        is_method = isinstance(value, FunctionType) and "." in value.__qualname__
+        if lookup(value.__module__, value.__qualname__) is value and not is_method:
             has_source = class_definition(value) if isinstance(value, type) else function_definition(value)
             if has_source is not None:
                 self.ref(value, value.__qualname__)

@@ -115,7 +115,12 @@ class Rebuilder:
         class Unpickler(pickle.Unpickler):
             def find_class(self, module: str, name: str) -> Any:
                 number = rebuilder.by_name.get((module, name))
-                return super().find_class(module, name) if number is None else rebuilder.value({"node": number})
+                if number is not None:
+                    return rebuilder.value({"node": number})
+                outer = rebuilder.by_name.get((module, name.rpartition(".")[0]))
+                if outer is not None:  # a method
+                    return getattr(rebuilder.value({"node": outer}), name.rpartition(".")[2])
+                return super().find_class(module, name)
 
         return Unpickler(io.BytesIO(self.blobs[number])).load()
 

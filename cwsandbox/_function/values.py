@@ -29,7 +29,7 @@ __all__ = ["PICKLE_PROTOCOL", "pickle_code", "pickle_value", "to_json"]
 PICKLE_PROTOCOL = 4
 """Known to every Python that a sandbox may have."""
 
-_by_value = threading.Lock()  # cloudpickle's registry of modules is the process's.
+_by_value = threading.RLock()  # cloudpickle's registry of modules is the process's; what is pickled may hold pickles.
 
 
 def to_json(value: Any, what: str) -> str:

@@ -12,6 +12,7 @@ import subprocess
 import sys
 import termios
 import textwrap
+import types
 from contextlib import ExitStack
 from pathlib import Path
 
@@ -191,13 +192,16 @@ def test_few_blocks_are_not_run_and_they_say_why() -> None:
         for backend in (("asyncio", "trio") if is_async(code) else ("",))
     ],
 )
-def test_code_on_the_pages_runs(home_folder: object, code: str, backend: str) -> None:
+def test_code_on_the_pages_runs(home_folder: object, monkeypatch: pytest.MonkeyPatch, code: str, backend: str) -> None:
     """A block may use what the text around it speaks of: a running sandbox with a few files, and commands in it."""
     with Sandbox.run() as sandbox, Session() as session:
         sandbox.write_file("/srv/train.py", b"print('trained')").result()
         for number in range(10):
             sandbox.write_file(f"/app/{number}", b"x").result()
-        names = {
+        page = types.ModuleType("page")
+        monkeypatch.setitem(sys.modules, "page", page)  # pickle finds a page's classes by name, as it does a script's
+        names = vars(page)
+        names |= {
             "anyio": anyio,
             "cwsandbox": cwsandbox,
             "sandbox": sandbox,

@@ -258,7 +258,7 @@ def test_pickle_carries_instances_of_every_kind_of_class(session: Session, way: 
     def same(*values: Any) -> Any:
         return [*values, Point(4), Derived.Inner]
 
-    sent = [Point(3, ["t"]), Colour.RED, Pair(1, 2), triple, {"k": (Point(5),)}]
+    sent = [Point(3, ["t"]), Colour.RED, Pair(1, 2), triple, {"k": (Point(5),)}, Partner.one]
     assert same.remote(*sent).result() == [*sent, Point(4), Derived.Inner]
 
 
@@ -337,8 +337,13 @@ def test_names_imported_from_modules_of_the_project(session: Session, project: P
 # ------------------------------------------------------------------------------------------------------- without source
 
 WITHOUT_SOURCE = """
+import dataclasses
 from cwsandbox import Session, Serialization
 LIMIT = 10
+@dataclasses.dataclass
+class Point:
+    x: int
+    def other(self): return Point(helper(self.x))
 def helper(n): return n + LIMIT
 class Thing:
     def __init__(self, n): self.n = n
@@ -350,6 +355,10 @@ with Session() as session:
     def things(thing: Thing) -> Thing:
         return Thing(thing.n + 1)
     square = session.function()(lambda x: x * x)
+    @session.function(serialization=Serialization.PICKLE)
+    def points(point: Point) -> Point:
+        return point.other() if point == Point(1) else None
+    assert points.remote(Point(1)).result() == Point(11)
     print(add.remote(1).result(), square.remote(3).result(), things.remote(Thing(1)).result().n)
 """
 
