@@ -8,11 +8,11 @@ from typing import TYPE_CHECKING, Any
 from attrs import field, frozen
 
 from cwsandbox._validate import check_command, check_environment, check_seconds, check_strings
-from cwsandbox.options import merge_secrets, network_options, resource_options
+from cwsandbox.options import ResourceOptions, merge_secrets, network_options, resource_options
 
 if TYPE_CHECKING:
     from cwsandbox.defaults import SandboxDefaults
-    from cwsandbox.options import NetworkOptions, ResourceOptions, Secret
+    from cwsandbox.options import NetworkOptions, Secret
     from cwsandbox.wire.resources import NetworkOptions as NetworkResource
     from cwsandbox.wire.resources import ResourceRequirements, SecretMapping, SecretStoreReference
     from cwsandbox.wire.resources import Sandbox as Record
@@ -136,7 +136,7 @@ def _network(options: NetworkOptions | None) -> NetworkResource | None:
 
 
 def _requirements(options: ResourceOptions | None) -> ResourceRequirements | None:
-    if options is None:
+    if options is None or options == ResourceOptions():
         return None
     from cwsandbox.wire import resources as wire
 

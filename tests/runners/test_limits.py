@@ -344,6 +344,32 @@ def test_each_hierarchy_of_version_1_is_found(tree):
     assert found.swap == "memory.memsw.limit_in_bytes"
 
 
+def test_a_containers_own_limits_are_what_the_machine_has(tree):
+    tree.unified("/pod/inner", {"": "", "pod": "", "pod/inner": ""})
+    assert cgroups.find_bounds(str(tree.process)) == cgroups.Bounds()
+    (tree.top / "pod" / "memory.max").write_text("1000\n")
+    (tree.top / "pod" / "inner" / "memory.max").write_text("max\n")
+    (tree.top / "pod" / "cpu.max").write_text("150000 100000\n")
+    (tree.top / "pod" / "inner" / "cpu.max").write_text("max 100000\n")
+    assert cgroups.find_bounds(str(tree.process)) == cgroups.Bounds(1000, 1500)
+
+
+def test_a_containers_own_limits_in_version_1(tree):
+    for name in ("memory", "cpu"):
+        (tree.top / name).mkdir(parents=True)
+    (tree.top / "memory" / "memory.limit_in_bytes").write_text("2000\n")
+    (tree.top / "cpu" / "cpu.cfs_quota_us").write_text("50000\n")
+    (tree.top / "cpu" / "cpu.cfs_period_us").write_text("100000\n")
+    (tree.process / "cgroup").write_text("4:memory:/docker/1\n3:cpu:/docker/1\n")
+    (tree.process / "mountinfo").write_text(
+        f"31 21 0:1 /docker/1 {tree.top}/memory rw - cgroup cgroup rw,memory\n"
+        f"32 21 0:2 /docker/1 {tree.top}/cpu rw - cgroup cgroup rw,cpu\n"
+    )
+    assert cgroups.find_bounds(str(tree.process)) == cgroups.Bounds(2000, 500)
+    (tree.top / "cpu" / "cpu.cfs_quota_us").write_text("-1\n")
+    assert cgroups.find_bounds(str(tree.process)).cpu_millicores is None
+
+
 async def test_the_level_process_limits_processes_by_default(make_runner):
     async with make_runner(isolation="process") as runner:
         assert runner.capabilities().isolation is IsolationLevel.PROCESS

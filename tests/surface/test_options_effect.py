@@ -26,7 +26,9 @@ from cwsandbox import (
     Session,
 )
 from cwsandbox._request import SandboxRequest
+from cwsandbox.options import resource_options
 from cwsandbox.runners.local import cgroups
+from cwsandbox.wire.resources import Resources
 from tests.support.gateway import served_gateway
 
 if TYPE_CHECKING:
@@ -306,3 +308,66 @@ async def test_without_resources_nothing_is_said_of_them(defaults: SandboxDefaul
 )
 async def test_more_than_the_machine_has_is_refused(defaults: SandboxDefaults, resources: Any, word: str) -> None:
     assert word in str(await refusal(Sandbox(resources=resources, defaults=defaults)))
+
+
+async def test_snapshots_are_refused_and_the_sandbox_goes_on(defaults: SandboxDefaults) -> None:
+    async with Sandbox(defaults=defaults) as sandbox:
+        await sandbox
+        with pytest.raises(SandboxRefusedError, match="snapshot"):
+            await sandbox.stop(snapshot_on_stop=True)
+        assert await output(sandbox, "echo", "still here") == "still here\n"
+
+
+# What goes into the request (behaviour 10.6, 10.8).
+
+
+@pytest.mark.parametrize(
+    ("given", "requests", "limits"),
+    [
+        ({"cpu": "1", "memory": "1Gi"}, {"cpu": "1", "memory": "1Gi"}, {"cpu": "1", "memory": "1Gi"}),
+        ({"requests": {"cpu": "1"}}, {"cpu": "1"}, {"cpu": "1"}),
+        ({"limits": {"memory": "1Gi"}}, {"memory": "1Gi"}, {"memory": "1Gi"}),
+        (
+            {"requests": {"cpu": "1"}, "limits": {"cpu": "2", "memory": "1Gi"}},
+            {"cpu": "1"},
+            {"cpu": "2", "memory": "1Gi"},
+        ),
+        (ResourceOptions(requests={"cpu": "1"}, limits={}), {"cpu": "1"}, {"cpu": "1"}),
+    ],
+)
+def test_a_missing_side_is_filled_as_a_whole(given: Any, requests: dict[str, str], limits: dict[str, str]) -> None:
+    sides = sent(resources=given).containers[0].resource_requirements
+    assert sides is not None
+    assert sides.requests == Resources(**requests)
+    assert sides.limits == Resources(**limits)
+
+
+@pytest.mark.parametrize("given", [{"gpu": 2}, {"gpu": {"count": 2}}, {"requests": {}, "gpu": {"count": 2}}])
+def test_gpus_go_with_both_sides(given: Any) -> None:
+    sides = sent(resources=given).containers[0].resource_requirements
+    assert sides is not None
+    assert sides.requests is not None
+    assert sides.requests.gpu is not None
+    assert (sides.requests.gpu.count, sides.limits) == (2, sides.requests)
+
+
+@pytest.mark.parametrize("given", [None, ResourceOptions(), {"requests": None}])
+def test_nothing_asked_for_is_nothing_sent(given: Any) -> None:
+    assert sent(resources=given).containers[0].resource_requirements is None
+
+
+def test_the_callers_dict_is_not_what_is_kept() -> None:
+    given = {"cpu": "1"}
+    options = resource_options(given)
+    assert options is not None
+    given["cpu"] = "2"
+    assert (options.requests, options.limits) == ({"cpu": "1"}, {"cpu": "1"})
+    assert options.requests is not options.limits
+
+
+def test_ids_are_replaced_and_an_empty_list_clears_them() -> None:
+    common = SandboxDefaults(profile_ids=("a",), runner_ids=("b",))
+    assert (sent(defaults=common).profile_ids, sent(defaults=common).runner_ids) == (("a",), ("b",))
+    cleared = sent(defaults=common, profile_ids=[], runner_ids=[])
+    assert (cleared.profile_ids, cleared.runner_ids) == ((), ())
+    assert sent(defaults=common, profile_ids=["c"]).profile_ids == ("c",)

@@ -9,6 +9,8 @@ from typing import TYPE_CHECKING, Any
 from attrs import field, frozen
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
+
     from cwsandbox.runners.base import Limits, Requests
 
 _CPU_PERIOD_MICROSECONDS = 100_000
@@ -140,6 +142,54 @@ def find_cgroups(process: str = "/proc/self") -> Cgroups:
     return Cgroups(version1, swap=swap)
 
 
+@frozen
+class Bounds:
+    """What the cgroups of a process, and those above them, leave it of the machine; None is no bound."""
+
+    memory_bytes: int | None = None
+    cpu_millicores: int | None = None
+
+
+def find_bounds(process: str = "/proc/self") -> Bounds:
+    """Look what this process and all it starts may use: a container's limits. Blocking, well below a millisecond."""
+    own = _own_cgroups(process)
+    memory: list[int] = []
+    millicores: list[int] = []
+    for kind, options, root, place in _mounts(process):
+        if kind == "cgroup2":
+            for folder in _upwards(place, _folder(place, root, own.get("", "/"))):
+                memory += _numbers(f"{folder}/memory.max")[:1]
+                millicores += _processors(_words(f"{folder}/cpu.max"))
+        elif kind == "cgroup" and "memory" in options:
+            for folder in _upwards(place, _folder(place, root, own.get("memory", "/"))):
+                memory += _numbers(f"{folder}/memory.limit_in_bytes")[:1]
+        elif kind == "cgroup" and "cpu" in options:
+            for folder in _upwards(place, _folder(place, root, own.get("cpu", "/"))):
+                quota = _words(f"{folder}/cpu.cfs_quota_us")
+                millicores += _processors([*quota, *_words(f"{folder}/cpu.cfs_period_us")])
+    return Bounds(min(memory, default=None), min(millicores, default=None))
+
+
+def _processors(quota_and_period: list[str]) -> list[int]:
+    """The quota as thousandths of a processor; nothing where it is "max", -1 or absent."""
+    numbers = [int(word) for word in quota_and_period if word.isdecimal()]
+    if len(numbers) != 2 or not all(numbers):
+        return []
+    quota, period = numbers
+    return [max(quota * 1000 // period, 1)]
+
+
+def _numbers(path: str) -> list[int]:
+    return [int(word) for word in _words(path) if word.isdecimal()]
+
+
+def _upwards(top: str, folder: str) -> Iterator[str]:
+    """The folder and those above it, to `top`."""
+    while folder == top or folder.startswith(top + "/"):
+        yield folder
+        folder = os.path.dirname(folder)
+
+
 def _find_unified(top: str, own: str, wanted: set[str]) -> tuple[str, frozenset[str]]:
     """The folder for boxes in the unified hierarchy, and what can be limited there.
 
@@ -148,12 +198,10 @@ def _find_unified(top: str, own: str, wanted: set[str]) -> tuple[str, frozenset[
     slice that the session is in, as a user what systemd delegated to the user's own manager.
     """
     found: tuple[str, frozenset[str]] = ("", frozenset())
-    folder = own
-    while folder == top or folder.startswith(top + "/"):
+    for folder in _upwards(top, own):
         limits = frozenset(name for name in wanted if _CONTROLLERS[name] in _words(f"{folder}/cgroup.subtree_control"))
         if len(limits) > len(found[1]) and _can_make(folder):
             found = (folder, limits)
-        folder = os.path.dirname(folder)
     return found
 
 

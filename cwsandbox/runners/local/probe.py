@@ -7,6 +7,7 @@ import platform
 from pathlib import Path
 
 from cwsandbox.runners.base import IsolationLevel
+from cwsandbox.runners.local.cgroups import find_bounds
 
 _CONTAINER_FILES = ("/.dockerenv", "/run/.containerenv")
 _CONTAINER_WORDS = ("docker", "kubepods", "containerd", "libpod", "lxc", "garden")
@@ -68,13 +69,15 @@ def architecture() -> str:
 
 
 def cpu_millicores() -> int:
-    """The processors this process may use."""
-    return len(os.sched_getaffinity(0)) * 1000
+    """The processors this process may use, in thousandths; a container's quota counts."""
+    processors = len(os.sched_getaffinity(0)) * 1000
+    return min(processors, find_bounds().cpu_millicores or processors)
 
 
 def memory_bytes() -> int:
-    """The machine's memory."""
-    return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    """The memory this process may use: the machine's, or what a container leaves of it."""
+    memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    return min(memory, find_bounds().memory_bytes or memory)
 
 
 def _read(path: str) -> str:

@@ -89,6 +89,7 @@ class LocalRunner(anyio.AsyncContextManagerMixin):
         self._tasks: TaskGroup | None = None
         self._image: dict[str, Any] = {}
         self._cgroups = cgroups.Cgroups()
+        self._cpu_millicores = self._memory_bytes = 0
         self._wardens = True
         self._level: IsolationLevel | None = None
         self._reason = ""
@@ -120,8 +121,8 @@ class LocalRunner(anyio.AsyncContextManagerMixin):
         limits = self._cgroups.limits | ({"processes"} if namespaces or self._wardens else set())
         return Capabilities(
             isolation=IsolationLevel.NAMESPACES if namespaces else IsolationLevel.PROCESS,
-            cpu_millicores=probe.cpu_millicores(),
-            memory_bytes=probe.memory_bytes(),
+            cpu_millicores=self._cpu_millicores,
+            memory_bytes=self._memory_bytes,
             architecture=probe.architecture(),
             enforced_limits=frozenset(limits),
             per_process_limits=frozenset({"memory"} - limits),
@@ -330,6 +331,7 @@ class LocalRunner(anyio.AsyncContextManagerMixin):
             folder.chmod(0o700)
         self._image = image.build_template(self._images_dir)
         self._cgroups = cgroups.find_cgroups()
+        self._cpu_millicores, self._memory_bytes = probe.cpu_millicores(), probe.memory_bytes()
 
     async def _decide_level(self) -> None:
         """Find the level by making a box: whatever the machine forbids shows there."""
