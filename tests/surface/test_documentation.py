@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 import inspect
+import linecache
 import os
 import re
 import select
@@ -12,9 +13,9 @@ import subprocess
 import sys
 import termios
 import textwrap
-import types
 from contextlib import ExitStack
 from pathlib import Path
+from types import ModuleType
 
 import anyio
 import pytest
@@ -192,32 +193,25 @@ def test_few_blocks_are_not_run_and_they_say_why() -> None:
         for backend in (("asyncio", "trio") if is_async(code) else ("",))
     ],
 )
-def test_code_on_the_pages_runs(home_folder: object, monkeypatch: pytest.MonkeyPatch, code: str, backend: str) -> None:
+def test_code_on_the_pages_runs(home_folder: object, code: str, backend: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """A block may use what the text around it speaks of: a running sandbox with a few files, and commands in it."""
+    main = ModuleType("__main__")  # A block is a program: its classes are found by pickle, its source by inspect.
+    monkeypatch.setitem(sys.modules, "__main__", main)
+    monkeypatch.setitem(linecache.cache, "<block>", (len(code), None, code.splitlines(keepends=True), "<block>"))
     with Sandbox.run() as sandbox, Session() as session:
         sandbox.write_file("/srv/train.py", b"print('trained')").result()
         for number in range(10):
             sandbox.write_file(f"/app/{number}", b"x").result()
-        page = types.ModuleType("page")
-        monkeypatch.setitem(sys.modules, "page", page)  # pickle finds a page's classes by name, as it does a script's
-        names = vars(page)
-        names |= {
-            "anyio": anyio,
-            "cwsandbox": cwsandbox,
-            "sandbox": sandbox,
-            "session": session,
-            "processes": [sandbox.exec(["true"]) for _ in range(3)],
-        }
-        compiled = compile(code, "block", "exec", flags=ast.PyCF_ALLOW_TOP_LEVEL_AWAIT)
+        main.__dict__.update(anyio=anyio, cwsandbox=cwsandbox, sandbox=sandbox, session=session)
+        main.__dict__["processes"] = [sandbox.exec(["true"]) for _ in range(3)]
+        compiled = compile(code, "<block>", "exec", flags=ast.PyCF_ALLOW_TOP_LEVEL_AWAIT)
         if compiled.co_flags & inspect.CO_COROUTINE:
 
             async def run() -> None:
-                await eval(compiled, names)
+                await eval(compiled, main.__dict__)
 
             anyio.run(run, backend=backend)
         else:
-            exec(compiled, names)
+            exec(compiled, main.__dict__)
             if backend:
-                main = names["main"]
-                assert callable(main)
-                anyio.run(main, backend=backend)
+                anyio.run(main.__dict__["main"], backend=backend)
