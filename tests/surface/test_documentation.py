@@ -16,12 +16,17 @@ import textwrap
 from contextlib import ExitStack
 from pathlib import Path
 from types import ModuleType
+from typing import TYPE_CHECKING
 
 import anyio
 import pytest
 
 import cwsandbox
 from cwsandbox import Sandbox, Session
+from cwsandbox._client.auth import _reset_auth_mode
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
 
 EXAMPLES = Path(__file__).parents[2] / "docs" / "examples"
 PRINTED = {
@@ -185,6 +190,14 @@ def test_few_blocks_are_not_run_and_they_say_why() -> None:
     assert len(reasons) <= NOT_RUN_AT_MOST
 
 
+@pytest.fixture
+def own_auth_mode() -> Iterator[None]:
+    """A page that sets a mode sets it for itself."""
+    yield
+    _reset_auth_mode()
+
+
+@pytest.mark.usefixtures("own_auth_mode")
 @pytest.mark.parametrize(
     ("code", "backend"),
     [
