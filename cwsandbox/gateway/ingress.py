@@ -60,7 +60,8 @@ def open_doors(ports: Sequence[Port], host: str, earlier: Mapping[int, int]) -> 
     """
     doors: list[Door] = []
     try:
-        doors.extend(Door(port, _listen(host, earlier.get(port.number, 0))) for port in ports)
+        for port in ports:
+            doors.append(Door(port, _listen(host, earlier.get(port.number, 0))))  # noqa: PERF401 - kept when one fails
     except OSError as problem:
         close_doors(doors)
         raise error(

@@ -306,6 +306,31 @@ async def test_a_server_that_does_not_speak_http_is_told_of(answer: bytes) -> No
         assert (await far.exchange(get(far.port))).startswith(b"HTTP/1.1 502")
 
 
+async def test_a_server_that_fails_while_a_body_is_awaited_is_told_of() -> None:
+    async def speak(stream: SocketStream) -> None:
+        await until(stream, b"\r\n\r\n")
+        await stream.send(b"nonsense\r\n\r\n")
+
+    async with world(speak) as far:
+        client = await far.client()
+        await client.send(get(far.port, fields="Content-Length: 5\r\n"))
+        assert (await until(client, b"with HTTP")).startswith(b"HTTP/1.1 502")
+        client.close()
+
+
+async def test_a_client_that_stops_in_its_body_is_cut_off() -> None:
+    async def wait(stream: SocketStream) -> None:
+        await until_end(stream)
+
+    async with world(wait) as far:
+        client = await far.client()
+        await client.send(get(far.port, fields="Content-Length: 5\r\n") + b"abc")
+        await client.send_eof()
+        with contextlib.suppress(anyio.BrokenResourceError):
+            assert not (await until_end(client)).startswith(b"HTTP/1.1 2")
+        client.close()
+
+
 async def test_a_server_may_answer_before_it_has_read_everything() -> None:
     async def early(stream: SocketStream) -> None:
         await until(stream, b"\r\n\r\n")

@@ -130,8 +130,9 @@ async def _serve_request(client: _Peer, dial: Dial) -> bool:
 
 async def _tunnel(client: _Peer, request: h11.Request, dial: Dial) -> None:
     target = Target.from_authority(request.target.decode("ascii"))
-    if not isinstance(await client.receive(), h11.EndOfMessage):
+    if any(name in {b"content-length", b"transfer-encoding"} for name, _ in request.headers):
         raise TargetError("CONNECT has no body")
+    await client.receive()  # The end of the message, which is there.
     server = await dial(target)
     try:
         await client.send(h11.Response(status_code=200, headers=[], reason=b"Connection established"))
@@ -150,15 +151,19 @@ async def _forward(client: _Peer, request: h11.Request, dial: Dial) -> bool:
     headers = [(b"host", host.encode()), *_end_to_end(request.headers, b"host"), _VIA, (b"connection", b"close")]
     if any(name == b"transfer-encoding" for name, _ in request.headers):
         headers.append((b"transfer-encoding", b"chunked"))
+    answered = False
     try:
         with contextlib.suppress(anyio.BrokenResourceError):  # It shows as an answer that does not come.
             await server.send(h11.Request(method=request.method, target=path, headers=headers))
         async with anyio.create_task_group() as tasks:
             tasks.start_soon(_send_body, client, server, tasks.cancel_scope)
-            await _send_response(server, client)
+            answered = await _send_response(server, client)
             tasks.cancel_scope.cancel()
     finally:
         stream.abort()
+    if not answered:
+        # Only now is nobody else reading what the client says.
+        await _refuse(client, 502, "the server did not answer with HTTP")
     return client.http.our_state is h11.DONE and client.http.their_state is h11.DONE
 
 
@@ -176,16 +181,16 @@ async def _send_body(client: _Peer, server: _Peer, both: anyio.CancelScope) -> N
         return
 
 
-async def _send_response(server: _Peer, client: _Peer) -> None:
+async def _send_response(server: _Peer, client: _Peer) -> bool:
+    """Pass the answer on; False if there was none."""
     try:
         response = await server.receive()
         while isinstance(response, h11.InformationalResponse):
             response = await server.receive()
         if not isinstance(response, h11.Response):
-            raise h11.RemoteProtocolError("the server ended the connection without an answer")  # noqa: TRY301
+            return False
     except (h11.RemoteProtocolError, anyio.BrokenResourceError):
-        await _refuse(client, 502, "the server did not answer with HTTP")
-        return
+        return False
     try:
         headers = [*_end_to_end(response.headers), _VIA]
         await client.send(h11.Response(status_code=response.status_code, headers=headers, reason=response.reason))
@@ -195,6 +200,7 @@ async def _send_response(server: _Peer, client: _Peer) -> None:
     except (h11.ProtocolError, anyio.BrokenResourceError):
         # What was cut off must not look complete.
         client.stream.abort()
+    return True
 
 
 def _end_to_end(headers: Iterable[tuple[bytes, bytes]], *without: bytes) -> Headers:
