@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import sys
 from typing import TYPE_CHECKING, Any
 
 import anyio
@@ -256,6 +257,17 @@ def test_s094_values_travel_as_json_by_default(session: Session) -> None:
     assert named == {"x": [True]}
 
 
+@pytest.mark.row("S94")
+async def test_s094_values_travel_as_json_awaited(home_folder: object) -> None:
+    async with Session() as session:
+
+        @session.function()
+        def kind(value: Any) -> list[Any]:
+            return [type(value).__name__, value]
+
+        assert await kind.remote((1, {2})) == ["list", [1, [2]]]
+
+
 def test_rich_values_take_their_json_forms(session: Session) -> None:
     import dataclasses
     import datetime as dt
@@ -395,26 +407,53 @@ async def test_s096_temp_dir_of_the_session(home_folder: object) -> None:
         assert await one.remote() == 1
 
 
+@pytest.mark.row("S97", "S98")
+def test_s097_s098_image_and_annotations_are_sent(gateway: ServedGateway) -> None:
+    image = f"python:{sys.version_info[0]}.{sys.version_info[1]}"
+    defaults = SandboxDefaults(
+        base_url=gateway.url,
+        tags=("of the session",),
+        annotations={"a": "session", "b": "session"},
+    )
+    gateway.making.close()
+    with Session(defaults) as session:
+
+        @session.function(container_image=image, annotations={"b": "function"})
+        def one() -> int:
+            return 1
+
+        ref = one.remote()
+        gateway.making.wait_for_arrivals(1)
+        [sandbox] = session.list().result()
+        assert sandbox._life.record is not None
+        spec = sandbox._life.record.spec
+        gateway.making.open()
+        assert ref.result() == 1
+    assert spec is not None
+    [container] = spec.containers
+    assert container.image == image
+    assert spec.annotations == {"a": "session", "b": "function"}
+    assert list(spec.tags) == ["of the session"]
+
+
 @pytest.mark.row("S97")
-def test_s097_container_image(session: Session) -> None:
-    image = f"python:{'.'.join(map(str, __import__('sys').version_info[:2]))}"
+async def test_s097_container_image_awaited(home_folder: object) -> None:
+    async with Session() as session:
 
-    @session.function(container_image=image)
-    def one() -> int:
-        return 1
+        @session.function(container_image="no-such-registry.invalid/no-such-image:1")
+        def one() -> int:
+            return 1
 
-    assert one._current_options()["container_image"] == image
-    assert one.remote().result() == 1
+        with pytest.raises(SandboxError, match="no-such-image"):
+            await one.remote()
 
 
 @pytest.mark.row("S98")
-def test_s098_environment_and_annotations_merge_over_the_sessions(home_folder: object) -> None:
+def test_s098_environment_is_read_at_each_call(home_folder: object) -> None:
     environment = {"B": "function"}
-    with Session(
-        SandboxDefaults(environment_variables={"A": "session", "B": "session"}, annotations={"a": "session"})
-    ) as session:
+    with Session(SandboxDefaults(environment_variables={"A": "session", "B": "session"})) as session:
 
-        @session.function(environment_variables=environment, annotations={"b": "function"})
+        @session.function(environment_variables=environment)
         def read() -> list[str]:
             import os
 
@@ -543,6 +582,20 @@ def test_a_call_that_takes_too_long_is_killed(session: Session) -> None:
     with pytest.raises(SandboxCommandTimeoutError, match="slow"):
         slow.remote().result()
     assert session.sandbox_count == 0
+
+
+def test_calls_are_counted_once_they_could_be_sent(home_folder: object) -> None:
+    with Session() as session:
+        half = session.function()(lambda value: value / 2)
+        assert half.remote(1).result() == 0.5
+        for bad in (object(), "text"):
+            with pytest.raises((FunctionSerializationError, SandboxExecutionError)):
+                half.remote(bad).result()
+        values = session.get_metrics()
+    assert values["cwsandbox/sandboxes_created"] == 2
+    assert values["cwsandbox/executions"] == 2
+    assert (values["cwsandbox/exec_completed_ok"], values["cwsandbox/exec_completed_nonzero"]) == (1, 1)
+    assert values["cwsandbox/startup_count"] == 2
 
 
 def test_a_closed_session_refuses_calls(home_folder: object) -> None:
