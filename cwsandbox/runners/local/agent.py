@@ -423,7 +423,12 @@ class Agent:
     def _file_job(self, gateway: Gateway, message: protocol.Message) -> None:
         if len(self._file_jobs) >= _LIMIT_OF_FILE_JOBS:
             raise OSError(11, "too many file operations at once")
-        pid, fds = fileops.begin(self._file_request(message))
+        request = self._file_request(message)
+        listing = fileops.small_listing(request)
+        if listing is not None:
+            gateway.send({"id": message.body["id"]}, listing)
+            return
+        pid, fds = fileops.begin(request)
         self._file_jobs[message.body["id"]] = pid
         gateway.send({"id": message.body["id"]}, fds=fds)
         for fd in fds:

@@ -25,7 +25,7 @@ from cwsandbox.runners.base import (
 )
 from cwsandbox.runners.local import connecting, protocol
 from cwsandbox.runners.local.command import LocalCommand
-from cwsandbox.runners.local.filejob import LocalFileJob, read_info, request_body
+from cwsandbox.runners.local.filejob import FinishedFileJob, LocalFileJob, read_info, request_body
 from cwsandbox.runners.local.link import Link, LinkClosedError
 from cwsandbox.runners.local.transfers import FileWriter, InlineFile, OpenFile, is_regular
 from cwsandbox.runners.local.trees import remove_tree
@@ -81,7 +81,7 @@ class LocalBox:
         self._gone = anyio.Event()
         self._listed = anyio.Event()
         self._to_list = -1
-        self._file_jobs = anyio.Semaphore(_FILE_JOBS)
+        self._file_jobs = anyio.Semaphore(_FILE_JOBS, fast_acquire=True)
         self.swept: anyio.Event = anyio.Event()
         """Set by the runner when the zygote has reaped the box; boxes of an earlier zygote have it set from the
         start."""
@@ -212,7 +212,7 @@ class LocalBox:
             raise self._broken("a file's status that is none")
         return info
 
-    async def file_job(self, request: FilesOpen) -> LocalFileJob:
+    async def file_job(self, request: FilesOpen) -> FinishedFileJob | LocalFileJob:
         """Begin an action that streams; waits while too many run. Raises as `open_file`.
 
         If cancelled, nothing is left running.
@@ -228,13 +228,17 @@ class LocalBox:
                 slots.release()
             raise
 
-    async def _begin_file_job(self, request: FilesOpen, slots: anyio.Semaphore | None) -> LocalFileJob:
+    async def _begin_file_job(
+        self, request: FilesOpen, slots: anyio.Semaphore | None
+    ) -> FinishedFileJob | LocalFileJob:
         number = self._link.next_request()
         try:
             reply = await self._ask({"op": "file_job", **request_body(request)})
         except anyio.get_cancelled_exc_class():
             self._post({"op": "end_file_job", "job": number})
             raise
+        if request.action is FileAction.LIST and not reply.fds:
+            return FinishedFileJob(reply.payload, slots)
         try:
             job = LocalFileJob(self, number, reply, slots, has_input=request.action is FileAction.UNPACK)
         except ValueError:

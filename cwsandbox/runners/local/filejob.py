@@ -9,8 +9,10 @@ import stat
 from typing import TYPE_CHECKING, Any
 
 import anyio
+import anyio.lowlevel
 
 from cwsandbox.runners.local.streams import PipeSink, PipeSource, adopt_pipe
+from cwsandbox.runners.local.transfers import InlineFile
 from cwsandbox.wire.codec import Int64
 from cwsandbox.wire.streams import FileInfo
 
@@ -50,6 +52,31 @@ def read_info(found: object) -> FileInfo | None:
     if not (0 <= mode < 2**32 and 0 <= size < 2**63 and -(2**63) <= mtime_ns < 2**63):
         return None
     return FileInfo(mode=mode, size=Int64(size), mtime_ns=Int64(mtime_ns))
+
+
+class FinishedFileJob:
+    """A job that was done before anybody could wait for it: the listing of a small folder."""
+
+    input = None
+
+    def __init__(self, output: bytes, slots: anyio.Semaphore | None) -> None:
+        self._output = InlineFile(output)
+        self._slots = slots
+
+    @property
+    def output(self) -> InlineFile:
+        """What it gave."""
+        return self._output
+
+    async def wait(self) -> None:
+        """It has ended well."""
+        await anyio.lowlevel.checkpoint_if_cancelled()
+
+    async def aclose(self) -> None:
+        """Give its slot back."""
+        slots, self._slots = self._slots, None
+        if slots is not None:
+            slots.release()
 
 
 class LocalFileJob:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import errno
 import glob
+import itertools
 import json
 import os
 import signal
@@ -18,13 +19,14 @@ from typing import TYPE_CHECKING, Any, NoReturn
 from cwsandbox.runners.local import syscalls as linux
 from cwsandbox.runners.local.descriptors import close_others
 from cwsandbox.runners.local.files import write_all
+from cwsandbox.runners.local.protocol import INLINE_FILE_BYTES
 from cwsandbox.runners.local.trees import remove_tree
 from cwsandbox.runners.local.watch import watch
 from cwsandbox.wire.folders import Unpacker, make_parents, pack
 from cwsandbox.wire.folderstream import CHUNK_BYTES, FolderStreamError
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Iterator
+    from collections.abc import Callable, Iterable, Iterator, Sequence
 
 _ROWS_PER_LINE = 200
 
@@ -62,6 +64,17 @@ def quick(body: dict[str, Any]) -> list[int]:
     else:
         os.unlink(path)
     return []
+
+
+def small_listing(body: dict[str, Any]) -> bytes | None:
+    """The listing of a small folder, which is not worth a child; None for another one, or another action."""
+    if body["action"] != "list":
+        return None
+    rows = list(itertools.islice(_entries(body["path"]), _ROWS_PER_LINE + 1))
+    if len(rows) > _ROWS_PER_LINE:
+        return None
+    line = _line(rows)
+    return line if len(line) <= INLINE_FILE_BYTES else None
 
 
 # The others, in a child.
@@ -194,14 +207,19 @@ def _lines(rows: Iterable[list[Any]]) -> Iterator[bytes]:
             begun = True
             yield b""
         if len(gathered) >= _ROWS_PER_LINE:
-            yield json.dumps(gathered, separators=(",", ":")).encode("ascii") + b"\n"
+            yield _line(gathered)
             gathered = []
-    yield json.dumps(gathered, separators=(",", ":")).encode("ascii") + b"\n" if gathered else b""
+    yield _line(gathered)
+
+
+def _line(rows: Sequence[Any]) -> bytes:
+    """Rows as one line; nothing for none."""
+    return json.dumps(rows, separators=(",", ":")).encode("ascii") + b"\n" if rows else b""
 
 
 def _event_lines(path: str, recursive: bool) -> Iterator[bytes]:
     for events in watch(path, recursive=recursive):
-        yield json.dumps(events, separators=(",", ":")).encode("ascii") + b"\n" if events else b""
+        yield _line(events)
 
 
 def _move(path: str, target: str) -> Iterator[bytes]:
