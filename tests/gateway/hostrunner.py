@@ -150,7 +150,8 @@ class HostJob:
     async def aclose(self) -> None:
         with contextlib.suppress(ProcessLookupError):
             self.process.kill()
-        await self.process.aclose()
+        with anyio.CancelScope(shield=True):
+            await self.process.aclose()
 
 
 class HostBox:
@@ -197,7 +198,11 @@ class HostBox:
         argv = [sys.executable, "-c", HostJob.CODE, json.dumps(request_body(request))]
         job = HostJob(await anyio.open_process(argv), has_input=request.action is FileAction.UNPACK)
         self.jobs.append(job)
-        await job.read_status()
+        try:
+            await job.read_status()
+        except BaseException:
+            await job.aclose()
+            raise
         return job
 
     async def stop(self, grace_seconds: float) -> None:
