@@ -22,6 +22,8 @@ def saying(data: bytes) -> int:
 
 def answer(connection: socket.socket, kind: str, request: int) -> None:
     null, (read, _) = os.open("/dev/null", os.O_RDWR), os.pipe()
+    tcp, udp = socket.socket().detach(), socket.socket(type=socket.SOCK_DGRAM).detach()
+    unix = socket.socket(socket.AF_UNIX).detach()
     started = protocol.encode({"id": request, "pid": 2})
     answered = protocol.encode({"id": request})
     lies = {
@@ -49,6 +51,11 @@ def answer(connection: socket.socket, kind: str, request: int) -> None:
         "a job that says no object": (answered, [read, saying(b"[]\n")]),
         "a job that never ends a line": (answered, [read, saying(b"x" * 60_000)]),
         "a job whose error is none": (answered, [read, saying(b'{"errno":"2","message":1,"path":null}\n')]),
+        "no connection": (answered, []),
+        "two connections": (answered, [tcp, tcp]),
+        "a pipe for a connection": (answered, [read]),
+        "a datagram socket for a connection": (answered, [udp]),
+        "a Unix socket for a connection": (answered, [unix]),
         "a job that nests": (answered, [read, saying(b"[" * 20_000 + b"\n")]),
     }
     data, fds = lies[kind]

@@ -45,6 +45,15 @@ LIES_ABOUT_JOBS = [
     "a job that nests",
     "the end",
 ]
+LIES_ABOUT_CONNECTIONS = [
+    "no connection",
+    "two connections",
+    "a pipe for a connection",
+    "a datagram socket for a connection",
+    "a Unix socket for a connection",
+    "more descriptors than fit",
+    "the end",
+]
 
 
 def descriptors() -> int:
@@ -54,6 +63,7 @@ def descriptors() -> int:
 ASKED = {
     **{f"command: {lie}": lambda box: box.exec(ExecSpec("e", ("true",))) for lie in LIES},
     **{f"files: {lie}": lambda box: box.file_info(asked("stat", "/")) for lie in LIES_ABOUT_FILES},
+    **{f"connection: {lie}": lambda box: box.connect(80) for lie in LIES_ABOUT_CONNECTIONS},
     **{f"job: {lie}": lambda box: box.file_job(asked("list", "/")) for lie in LIES_ABOUT_JOBS},
 }
 
