@@ -19,9 +19,11 @@ if TYPE_CHECKING:
     from cwsandbox.runners.base import Capabilities
     from cwsandbox.wire.resources import Container, SandboxSpec
 
-_AMOUNTS: Final = ("cpu", "memory")
-_LEAST_MEMORY: Final = 16 * 1024 * 1024
-"""What the box's own agent and a small program need; with less a box dies before it has begun."""
+_SCALES: Final = {"cpu": 1000, "memory": 1}
+"""What is counted in, for one unit of a quantity: thousandths of a processor, and bytes."""
+_LEAST: Final = {"cpu": 10, "memory": 16 * 1024 * 1024}
+"""A thousandth of a second per period is the least quota that the kernel takes (CONFIG_CFS_BANDWIDTH), 10 of 1000; with
+less memory the box's own agent and a small program do not fit."""
 
 
 def requirements(
@@ -40,9 +42,10 @@ def requirements(
     requests, limits = asked.requests or Resources(), asked.limits or Resources()
     if requests.gpu is not None or limits.gpu is not None:
         raise _missing("GPUs", "leave `gpu` out, or name a gateway that has some")
-    filled = {name: getattr(limits, name) or getattr(bounds, name) for name in _AMOUNTS}
-    for name in _AMOUNTS:
-        _check_amount(name, getattr(requests, name), filled[name], getattr(bounds, name), capabilities)
+    filled = {name: getattr(limits, name) or getattr(bounds, name) for name in _SCALES}
+    machine = {"cpu": capabilities.cpu_millicores, "memory": capabilities.memory_bytes}
+    for name, limit in filled.items():
+        _check(name, getattr(requests, name), limit, getattr(bounds, name), machine[name])
     effective = ResourceRequirements(requests=_or_none(requests), limits=_or_none(attrs.evolve(limits, **filled)))
     return effective if effective.requests or effective.limits else None
 
@@ -98,43 +101,38 @@ def _hold(name: str, capabilities: Capabilities) -> LimitHold:
     return LimitHold.PROCESS if name in capabilities.per_process_limits else LimitHold.NONE
 
 
-def _check_amount(name: str, request: str, limit: str, bound: str, capabilities: Capabilities) -> None:
-    scale = _SCALES[name]
-    amounts = {text: _amount(text, scale, name) for text in (request, limit, bound) if text}
+def _check(name: str, request: str, limit: str, bound: str, machine: int) -> None:
+    """Check one amount; a profile's bound above what the machine has holds nobody back and is no mistake."""
+    amounts = {text: _amount(name, text) for text in (request, limit, bound) if text}
+    if limit and amounts[limit] < _LEAST[name]:
+        raise invalid(f"a {name} limit of {limit!r} is less than the least, {_shown(name, _LEAST[name])}")
     if request and limit and amounts[request] > amounts[limit]:
         raise invalid(f"the {name} request {request!r} is above the limit {limit!r}")
-    if bound and limit and amounts[limit] > amounts[bound]:
+    if bound and amounts[limit] > amounts[bound]:
         raise invalid(
             f"{name} {limit!r} is more than the {bound!r} of the sandbox's profile; ask for less, or for another "
             "profile",
             Reason.RESOURCE_CEILING_EXCEEDED,
         )
-    most = {"cpu": capabilities.cpu_millicores, "memory": capabilities.memory_bytes}[name]
-    if request and amounts[request] > most:
-        raise _too_large(name, request, most, capabilities)
-    if limit and limit != bound and amounts[limit] > most:
-        raise _too_large(name, limit, most, capabilities)
+    for text in (request, limit if limit != bound else ""):
+        if text and amounts[text] > machine:
+            raise invalid(
+                f"{name} {text!r} is more than this machine has ({_shown(name, machine)}); ask for less",
+                Reason.RESOURCE_CEILING_EXCEEDED,
+            )
 
 
-def _too_large(name: str, text: str, most: int, capabilities: Capabilities) -> StatusError:
-    has = f"{most}m" if name == "cpu" else f"{most // 1024**2}Mi"
-    return invalid(
-        f"{name} {text!r} is more than this machine has ({has}); ask for less", Reason.RESOURCE_CEILING_EXCEEDED
-    )
+def _shown(name: str, amount: int) -> str:
+    return f"{amount}m" if name == "cpu" else f"{amount // 1024**2}Mi"
 
 
-_SCALES: Final = {"cpu": 1000, "memory": 1}
-
-
-def _amount(text: str, scale: int, name: str) -> int:
+def _amount(name: str, text: str) -> int:
     try:
-        amount = int(parse_quantity(text) * scale)
+        amount = int(parse_quantity(text) * _SCALES[name])
     except ValueError as problem:
         raise invalid(f"{name}: {problem}") from None
     if amount <= 0:
         raise invalid(f"{name} must be more than nothing")
-    if name == "memory" and amount < _LEAST_MEMORY:
-        raise invalid(f"memory {text!r} is less than the {_LEAST_MEMORY // 1024**2}Mi that a sandbox needs")
     return amount
 
 
@@ -143,7 +141,7 @@ def _bytes(text: str) -> int | None:
 
 
 def _millicores(text: str) -> int | None:
-    return int(parse_quantity(text) * 1000) if text else None
+    return int(parse_quantity(text) * _SCALES["cpu"]) if text else None
 
 
 def _or_none(amounts: Resources) -> Resources | None:

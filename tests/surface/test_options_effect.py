@@ -301,6 +301,7 @@ async def test_without_resources_nothing_is_said_of_them(defaults: SandboxDefaul
         ({"cpu": str(len(os.sched_getaffinity(0)) + 1)}, "cpu"),
         ({"requests": {"cpu": "100"}, "limits": {"cpu": "200"}}, "cpu"),
         ({"memory": "1Mi"}, "16Mi"),
+        ({"cpu": "1m"}, "10m"),
         ({"gpu": 1}, "GPU"),
         (ResourceOptions(gpu={"count": 1, "type": "H100"}), "GPU"),
         ({"limits": {"memory": "64Mi"}, "gpu": {"count": 2}}, "GPU"),
