@@ -37,8 +37,8 @@ def ended(script: str) -> Sandbox:
     return sandbox
 
 
-def staying(script: str, **options: str) -> Sandbox:
-    return Sandbox(command="sh", args=["-c", f"{script}; {STAY}"], **options)
+def staying(script: str, base_url: str | None = None) -> Sandbox:
+    return Sandbox(command="sh", args=["-c", f"{script}; {STAY}"], base_url=base_url)
 
 
 # What there is.

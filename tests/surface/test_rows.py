@@ -7,7 +7,7 @@ from pathlib import Path
 
 MARK = re.compile(r"@pytest\.mark\.row\(([^)]*)\)")
 NUMBERS = set(range(1, 135))
-FIXES = set("ABCDEFGHIJKLMNOPQRTU")
+FIXES = set("ABCDEFGHIJKLMNOPQRSTU")
 
 
 def test_every_row_has_a_test() -> None:

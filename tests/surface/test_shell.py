@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import signal
 from concurrent.futures import CancelledError
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import anyio
 import pytest
@@ -14,11 +14,13 @@ from cwsandbox import (
     Sandbox,
     SandboxExecutionError,
     SandboxNotRunningError,
+    SandboxTimeoutError,
     StreamReader,
     StreamWriter,
     TerminalResult,
     TerminalSession,
 )
+from tests.support.clients import started_client
 from tests.support.processes import PROCESS_TREE, TREE_SIZE, assert_gone, new_marker, processes_with
 from tests.support.relay import Relay, relay
 
@@ -144,7 +146,7 @@ def test_of_many_sizes_the_last_one_holds(sb: Sandbox) -> None:
 
 
 @pytest.mark.parametrize("sides", [{"width": 0}, {"height": -1}, {"width": 65536}])
-def test_a_size_out_of_range_is_refused_at_the_call(sides: dict[str, int]) -> None:
+def test_a_size_out_of_range_is_refused_at_the_call(sides: dict[str, Any]) -> None:
     with pytest.raises(ValueError, match="from 1 to 65535"):
         Sandbox().shell(**sides)
 
@@ -311,6 +313,40 @@ def test_stopping_the_sandbox_is_an_error_of_the_session(sb: Sandbox) -> None:
     with pytest.raises(SandboxNotRunningError):
         session.result()
     assert session.returncode is None
+
+
+KILLED = """
+import os
+from cwsandbox import Sandbox
+sandbox = Sandbox.run()
+session = sandbox.shell(["python3", "-c", os.environ["TREE"], os.environ["MARKER"]])
+seen = b""
+while b"ready" not in seen:
+    seen += next(session.output)
+print(sandbox.sandbox_id, flush=True)
+session.result()
+"""
+
+
+def test_a_killed_client_leaves_no_session_after_the_grace(gateway: ServedGateway) -> None:
+    marker = new_marker()
+    with started_client(KILLED, TREE=PROCESS_TREE, MARKER=marker, CWSANDBOX_BASE_URL=gateway.url) as client:
+        assert client.stdout is not None
+        sandbox_id = client.stdout.readline().strip()
+        assert len(processes_with(marker)) == TREE_SIZE
+        client.kill()
+    assert_gone(marker, within=gateway.grace_seconds + 10)
+    Sandbox.delete(sandbox_id, base_url=gateway.url).result()
+
+
+def test_the_longest_time_that_the_sandbox_allows_holds_for_sessions(home_folder: Path) -> None:
+    marker = new_marker()
+    with Sandbox(max_timeout_seconds=1) as sandbox:
+        session = sandbox.shell(["sh", "-c", f"echo up; exec sleep {marker}"])
+        assert read_until(session, b"up")
+        with pytest.raises(SandboxTimeoutError):
+            session.result(timeout=30)
+        assert processes_with(marker) == []
 
 
 # Output.
