@@ -26,6 +26,10 @@ if TYPE_CHECKING:
 __all__ = ["LogsOperation"]
 
 
+_REOPEN_TIMES = 3
+"""How often a new stream takes the place of a lost one before anything comes."""
+
+
 class LogsOperation(StreamOperation):
     """Streams the main command's output to `reader`; the reader sets the pace, and closing it ends the stream."""
 
@@ -48,6 +52,7 @@ class LogsOperation(StreamOperation):
         self._spool = Spool(keep=False, on_credit=self._passed)
         self._stream: ClientStream | None = None
         self._place: _Place | None = None
+        self._reopened = 0
         # Bytes that wait in the spool, and how many of them an earlier stream brought: it gets no credit any more.
         self._unread = 0
         self._unread_of_earlier = 0
@@ -71,6 +76,9 @@ class LogsOperation(StreamOperation):
         began = anyio.current_time()
         await self._stream_once(sandbox.sandbox_id, self._timeout_seconds)
         while isinstance(self._outcome, Lost) and self._confirmed and self._place is not None:
+            self._reopened += 1
+            if self._reopened > _REOPEN_TIMES:
+                break
             left = self._timeout_seconds
             if left is not None:
                 left = max(0.0, left - (anyio.current_time() - began))
@@ -117,6 +125,7 @@ class LogsOperation(StreamOperation):
     def data(self, code: int, data: bytes) -> None:
         """A part of the log; the stream's window bounds what the spool holds."""
         self._unread += len(data)
+        self._reopened = 0
         if self._place is not None:
             self._place.advance(data)
         self._spool.feed_nowait(data)

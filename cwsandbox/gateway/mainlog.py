@@ -100,6 +100,7 @@ class MainLog:
     def close(self) -> None:
         """Say that there will be no more; followers end."""
         self._closed = True
+        self._recent.clear()
         self._grown.notify()
 
     async def pump(self, source: ByteSource) -> None:
@@ -115,8 +116,20 @@ class MainLog:
     async def append(self, data: bytes) -> None:
         """Append `data` with the present time."""
         async with self._lock:
-            await anyio.to_thread.run_sync(self._append, Entry(time.time(), data, self._end))
+            entry = Entry(time.time(), data, self._end)
+            await anyio.to_thread.run_sync(self._append, entry)
+            self._keep_recent(entry)
         self._grown.notify()
+
+    def _keep_recent(self, entry: Entry) -> None:
+        recent = self._recent
+        if self._closed or (recent and recent[-1].end != entry.position):
+            recent.clear()  # Nobody follows any more, or an append was cancelled when it was on the disk.
+        if not self._closed:
+            recent.append(entry)
+        begin = max(self._oldest, self._end - _RECENT_BYTES)
+        while recent and recent[0].position < begin:
+            recent.popleft()
 
     async def wait_beyond(self, position: int) -> None:
         """Wait until there is more than `position`, or the log is closed."""
@@ -130,7 +143,9 @@ class MainLog:
             if not self._recent or position < self._recent[0].position:
                 entries = await anyio.to_thread.run_sync(self._read, position)
             wanted = tuple(entry.cut(position) for entry in entries if entry.end > position)
-            return Snapshot(wanted, self._oldest, self._end)
+            # The log of a sandbox that had ended before this gateway began was not counted.
+            end = wanted[-1].end if wanted else max(position, self._end)
+            return Snapshot(wanted, self._oldest, end)
 
     async def remove(self) -> None:
         """Delete the files."""
@@ -153,10 +168,6 @@ class MainLog:
             os.close(descriptor)
         self._size += len(frame)
         self._end = entry.end
-        self._recent.append(entry)
-        begin = max(self._oldest, self._end - _RECENT_BYTES)
-        while self._recent and self._recent[0].position < begin:
-            self._recent.popleft()
 
     def _read(self, position: int) -> list[Entry]:
         files = itertools.chain(_entries(self._path + ".1"), _entries(self._path))

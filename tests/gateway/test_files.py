@@ -243,6 +243,19 @@ class TestMainLog:
                 assert b"".join(entry.data for entry in snapshot.entries) == text[position:]
                 assert (snapshot.oldest, snapshot.position) == (0, len(text))
 
+    async def test_the_log_of_what_ended_before_is_read_from_its_files(self, folder: Path) -> None:
+        log = MainLog(str(folder / "log"), limit_bytes=2000)
+        for number in range(200):
+            await log.append(b"%04d\n" % number)
+        kept = await log.read()
+        log = MainLog(str(folder / "log"))
+        log.close()
+        assert (await log.read()).entries == kept.entries
+        assert (await log.read()).position == 1000
+        assert [entry.data for entry in (await log.read(991)).entries] == [b"198\n", b"0199\n"]
+        assert (await log.read(1000)).entries == ()
+        assert (await log.read(1000)).position == 1000
+
     async def test_half_an_entry_at_the_end_is_cut_off(self, folder: Path) -> None:
         path = folder / "log"
         log = MainLog(str(path))
