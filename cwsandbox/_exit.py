@@ -14,6 +14,7 @@ second signal ends it at once.
 from __future__ import annotations
 
 import atexit
+import contextlib
 import logging
 import os
 import signal
@@ -43,9 +44,8 @@ _GRACE_SECONDS = 10.0
 
 _SIGNALS = tuple(getattr(signal, name) for name in ("SIGTERM", "SIGHUP") if hasattr(signal, name))
 
-# Sets and bare flags: a signal handler runs between any two steps of the main thread, which may hold any lock.
+# A set and a bare flag: a signal handler runs between any two steps of the main thread, which may hold any lock.
 _held: set[SandboxCore] = set()
-_installed: set[int] = set()
 _ending = False
 
 
@@ -70,17 +70,13 @@ def remove_handlers() -> None:
 
 def _install() -> None:
     for number in _SIGNALS:
-        if number not in _installed and signal.getsignal(number) is signal.SIG_DFL:
-            try:
+        if signal.getsignal(number) is signal.SIG_DFL:
+            with contextlib.suppress(ValueError):  # Not the main interpreter.
                 signal.signal(number, _on_signal)
-            except ValueError:
-                return  # Not the main interpreter.
-            _installed.add(number)
 
 
 def _remove() -> None:
-    for number in list(_installed):
-        _installed.discard(number)
+    for number in _SIGNALS:
         if signal.getsignal(number) is _on_signal:
             signal.signal(number, signal.SIG_DFL)
 

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Self
 
 import anyio
 import anyio.abc
+import anyio.lowlevel
 from anyio.streams.buffered import BufferedByteReceiveStream
 
 from cwsandbox.runners.base import (
@@ -63,6 +64,7 @@ class HostCommand:
         self.stdin = HostSink(process.stdin) if process.stdin is not None else None
         self.gone = False
         self.killed = anyio.Event()
+        self.sizes: list[TerminalSize] = []
 
     async def wait(self) -> ExitStatus:
         code = await self.process.wait()
@@ -81,7 +83,8 @@ class HostCommand:
         self.killed.set()
 
     async def resize(self, size: TerminalSize) -> None:
-        raise RunnerError("no terminal")
+        await anyio.lowlevel.checkpoint()
+        self.sizes.append(size)
 
     async def aclose(self) -> None:
         if self.process.returncode is not None:
@@ -172,7 +175,8 @@ class HostBox:
             raise BoxGoneError("the box is gone")
         if spec.cwd is not None and not os.path.isdir(spec.cwd):
             raise CommandNotStartedError(f"cannot change to {spec.cwd}", 2)
-        command = await _spawn(spec.exec_id, spec.argv, dict(spec.env), stdin=spec.stdin)
+        joined = spec.terminal is not None  # A terminal is a pipe here: one stream, and no echo.
+        command = await _spawn(spec.exec_id, spec.argv, dict(spec.env), stdin=spec.stdin, joined=joined)
         self._commands.append(command)
         self._runner.executed.append(spec)
         return command
@@ -301,11 +305,14 @@ class HostRunner:
                 await box.stop(0)
 
 
-async def _spawn(exec_id: str, argv: Sequence[str], env: dict[str, str], *, stdin: bool) -> HostCommand:
+async def _spawn(
+    exec_id: str, argv: Sequence[str], env: dict[str, str], *, stdin: bool, joined: bool = False
+) -> HostCommand:
     try:
         process = await anyio.open_process(
             list(argv),
             stdin=subprocess.PIPE if stdin else subprocess.DEVNULL,
+            stderr=subprocess.STDOUT if joined else subprocess.PIPE,
             env={**os.environ, **env},
             start_new_session=True,
         )
