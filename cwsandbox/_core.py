@@ -31,7 +31,8 @@ from cwsandbox.status import SandboxStatus
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Iterator
 
-    from cwsandbox._client.auth import Auth
+    from cwsandbox._client.address import Address
+    from cwsandbox._client.auth import Account, Auth
     from cwsandbox._client.gateway import GatewayClient
     from cwsandbox._client.http import WaitFor
     from cwsandbox._metrics import Metrics
@@ -92,11 +93,15 @@ class SandboxCore:
         self._lock = threading.Lock()
         self._scope: Scope | None = None
         self._scope_of: Callable[[], Scope] = portal_scope
+        self._target: tuple[Address, Account] | None = None
+        """Its gateway and who it is there, from the first use on, whatever the environment says later."""
         self._gateway: GatewayClient | None = None
 
     def sibling(self) -> SandboxCore:
-        """Another one for the same gateway, bound to nothing yet."""
-        return SandboxCore(None, self.defaults, self.base_url, self.timeout, self.auth)
+        """Another one for the same gateway and account, bound to nothing yet."""
+        other = SandboxCore(None, self.defaults, self.base_url, self.timeout, self.auth)
+        other._target = self._target
+        return other
 
     def count_for(self, metrics: Metrics | None) -> None:
         """Have its start and its commands counted for a session from now on, or (None) for none."""
@@ -135,15 +140,17 @@ class SandboxCore:
         """The scope's connection to the gateway; opened on first use."""
         if self._gateway is None:
             from cwsandbox._client.address import resolve_address
-            from cwsandbox._client.gateway import connect
+            from cwsandbox._client.gateway import connect, find_account
 
-            chosen = self.defaults.base_url
-            address = resolve_address(
-                self.base_url,
-                defaults_url=None if chosen is DEFAULT_BASE_URL else chosen,
-                has_auth=self.auth is not None,
-            )
-            self._gateway = await connect(self.scope(), address, self.auth)
+            if self._target is None:
+                chosen = self.defaults.base_url
+                address = resolve_address(
+                    self.base_url,
+                    defaults_url=None if chosen is DEFAULT_BASE_URL else chosen,
+                    has_auth=self.auth is not None,
+                )
+                self._target = address, await find_account(address, self.auth)
+            self._gateway = await connect(self.scope(), *self._target)
         return self._gateway
 
     @property

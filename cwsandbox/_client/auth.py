@@ -11,11 +11,12 @@ import os
 import re
 from collections.abc import Callable, Hashable
 from dataclasses import dataclass
+from functools import partial
 from typing import TYPE_CHECKING, TypeAlias
 
 import anyio
 import anyio.to_thread
-from attrs import frozen
+from attrs import Factory, field, frozen
 
 from cwsandbox._client.address import API_KEY_VARIABLE
 from cwsandbox.exceptions import CWSandboxAuthenticationError
@@ -137,59 +138,62 @@ def check_auth(auth: Auth | None) -> Auth | None:
     )
 
 
-class Credentials:
-    """What one client of a gateway sends. Used on one event loop.
+@frozen
+class Account:
+    """Who a client is at its gateway.
 
     Attributes:
-        headers: What is sent now.
-        account: Whose client it is: equal for what may share one.
-
-    Args:
-        headers: What to begin with.
-        look_up: Finds others when a gateway refuses these; without it there are none. Called in a worker thread.
-        account: See above; default are the headers.
+        headers: What it sends to begin with.
+        look_up: Finds others when the gateway refuses these; None: there are no others. Called in a worker thread.
+        key: Equal for what is the same account, and so may share a client.
     """
 
-    def __init__(
-        self,
-        headers: AuthHeaders,
-        look_up: Callable[[], AuthHeaders] | None = None,
-        account: Hashable = None,
-    ) -> None:
-        self.headers = headers
-        self.account: Hashable = headers if account is None else account
-        self._look_up = look_up
-        self._lock = anyio.Lock()
+    headers: AuthHeaders
+    look_up: Callable[[], AuthHeaders] | None = None
+    key: Hashable = field(default=Factory(lambda self: self.headers, takes_self=True), repr=False)
 
     @classmethod
-    async def find(cls, auth: Auth | None) -> Credentials:
-        """The credentials of an account, or (None) those of the process.
+    async def find(cls, auth: Auth | None) -> Account:
+        """The account that is meant, or (None) that of the process.
 
         A function is an account, whatever tokens it returns over time. The process's credentials are what they are now:
         other ones later are another account.
 
         Raises:
-            CWSandboxAuthenticationError: They are incomplete, or something else than `AuthHeaders` was returned.
+            CWSandboxAuthenticationError: The credentials are incomplete, or the function did not return `AuthHeaders`.
             Exception: Whatever the function raised.
         """
         if isinstance(auth, AuthHeaders):
             return cls(auth)
         if auth is None:
             return cls(await anyio.to_thread.run_sync(resolve_auth), resolve_auth)
-
-        def look_up() -> AuthHeaders:
-            return _asked(auth, "the function given as auth")
-
+        look_up = partial(_asked, auth, "the function given as auth")
         return cls(await anyio.to_thread.run_sync(look_up), look_up, _identity(auth))
 
+
+NOBODY = Account(NO_AUTH)
+
+
+class Credentials:
+    """What one client sends at present. Used on one event loop.
+
+    Attributes:
+        headers: See there; replaced by `renew`.
+    """
+
+    def __init__(self, account: Account) -> None:
+        self.headers = account.headers
+        self._look_up = account.look_up
+        self._lock = anyio.Lock()
+
     async def renew(self, refused: AuthHeaders) -> bool:
-        """A gateway refused these: look for others. Those who ask at the same time share one look.
+        """The gateway refused these: look for others. Those who ask at the same time share one look.
 
         Returns:
             Whether there are others to try.
 
         Raises:
-            Exception: As `find`.
+            Exception: As `Account.find`.
         """
         if self._look_up is None:
             return False

@@ -17,7 +17,7 @@ from attrs import field, frozen
 
 from cwsandbox._client import embedded
 from cwsandbox._client.address import Address, AddressKind
-from cwsandbox._client.auth import NO_AUTH, Credentials
+from cwsandbox._client.auth import NOBODY, Account, Credentials
 from cwsandbox._client.channel import Connection, ExecChannel, Timing, open_channel
 from cwsandbox._client.errors import TransportError, bad_answer, unreachable
 from cwsandbox._client.folders import Folders, prepare_folders
@@ -67,27 +67,27 @@ class _ClientKey:
         return str(self.address)
 
 
-async def connect(scope: Scope, address: Address, auth: Auth | None = None) -> GatewayClient:
+async def connect(scope: Scope, address: Address, account: Account) -> GatewayClient:
     """The scope's client for an address and an account; opened on first use. On the scope's loop.
 
-    Args:
-        scope: Who holds it open.
-        address: From `resolve_address`.
-        auth: The account; None is that of the process. The embedded gateway is given none.
-
     Raises:
-        CWSandboxAuthenticationError: The credentials are incomplete.
         CWSandboxError: As `open_gateway`.
     """
-    embedded_one = address.kind is AddressKind.EMBEDDED
-    credentials = Credentials(NO_AUTH) if embedded_one else await Credentials.find(auth)
-    key = _ClientKey(address, credentials.account)
-    return await scope.connection(key, lambda: open_gateway(address, credentials=credentials))
+    return await scope.connection(_ClientKey(address, account.key), lambda: open_gateway(address, account=account))
+
+
+async def find_account(address: Address, auth: Auth | None) -> Account:
+    """Who to be at a gateway: the caller's choice, or who the process is; nobody at the embedded one.
+
+    Raises:
+        Exception: As `Account.find`.
+    """
+    return NOBODY if address.kind is AddressKind.EMBEDDED else await Account.find(auth)
 
 
 @asynccontextmanager
 async def open_gateway(
-    address: Address, *, credentials: Credentials | None = None, timing: Timing | None = None
+    address: Address, *, account: Account = NOBODY, timing: Timing | None = None
 ) -> AsyncIterator[GatewayClient]:
     """Open a client; leaving says goodbye to the gateway, which kills the commands that still run for this client.
 
@@ -95,7 +95,7 @@ async def open_gateway(
 
     Args:
         address: From `resolve_address`.
-        credentials: What to send; default is nothing, which is what the embedded gateway wants.
+        account: Who to be; default is nobody, which is right for the embedded gateway.
         timing: How patient the channel is.
 
     Raises:
@@ -104,12 +104,11 @@ async def open_gateway(
     """
     is_embedded = address.kind is AddressKind.EMBEDDED
     folders = await anyio.to_thread.run_sync(prepare_folders) if is_embedded else None
-    credentials = credentials or Credentials(NO_AUTH)
-    if credentials.headers and address.is_plaintext:
+    if account.headers and address.is_plaintext:
         _warn_of_plaintext(address)
     transports = await anyio.to_thread.run_sync(_load_transport)
     path = folders.socket if folders is not None else address.path
-    async with transports.open_transport(address, socket_path=path, credentials=credentials) as transport:
+    async with transports.open_transport(address, socket_path=path, credentials=Credentials(account)) as transport:
         timing = timing or Timing()
         finder = _Finder(address, transport, folders, timing)
         if is_embedded:

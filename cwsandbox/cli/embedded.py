@@ -34,16 +34,17 @@ async def open_unstarted() -> AsyncIterator[GatewayAsItIs]:
         CWSandboxError: There is no address, or no credentials for it.
     """
     from cwsandbox._client.address import AddressKind, resolve_address
-    from cwsandbox._client.auth import NO_AUTH, Credentials
+    from cwsandbox._client.auth import Credentials
     from cwsandbox._client.folders import prepare_folders
+    from cwsandbox._client.gateway import find_account
     from cwsandbox._client.http import Api
     from cwsandbox._client.transport import open_transport
 
     address = resolve_address()
     folders = prepare_folders() if address.kind is AddressKind.EMBEDDED else None
-    credentials = await Credentials.find(None) if folders is None else Credentials(NO_AUTH)
+    account = await find_account(address, None)
     path = address.path if folders is None else folders.socket
-    async with open_transport(address, socket_path=path, credentials=credentials) as transport:
+    async with open_transport(address, socket_path=path, credentials=Credentials(account)) as transport:
         yield GatewayAsItIs(
             str(address), path, folders.log if folders is not None else None, transport, Api(address, transport)
         )

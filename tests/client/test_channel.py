@@ -10,7 +10,7 @@ import pytest
 
 from cwsandbox import exceptions as e
 from cwsandbox._client.address import Address, AddressKind
-from cwsandbox._client.auth import NO_AUTH, AuthHeaders, Credentials
+from cwsandbox._client.auth import NO_AUTH, Account, AuthHeaders
 from cwsandbox._client.channel import ExecChannel, Timing
 from cwsandbox._client.gateway import open_gateway
 from cwsandbox._client.stream import Exited, Lost, Refused, Signaled
@@ -28,9 +28,7 @@ QUICK = Timing(first_connect=0.3, first_delay=0.01, longest_delay=0.05, farewell
 
 @asynccontextmanager
 async def channel_to(path: str, timing: Timing = QUICK, auth: AuthHeaders = NO_AUTH) -> AsyncIterator[ExecChannel]:
-    async with open_gateway(
-        Address(AddressKind.UNIX, path=path), credentials=Credentials(auth), timing=timing
-    ) as client:
+    async with open_gateway(Address(AddressKind.UNIX, path=path), account=Account(auth), timing=timing) as client:
         yield client.channel
 
 

@@ -14,7 +14,7 @@ import pytest
 from cwsandbox import exceptions as e
 from cwsandbox._client import http as module
 from cwsandbox._client.address import Address, AddressKind
-from cwsandbox._client.auth import NO_AUTH, AuthHeaders, Credentials
+from cwsandbox._client.auth import NO_AUTH, Account, AuthHeaders
 from cwsandbox._client.gateway import GatewayClient, open_gateway
 from cwsandbox._client.http import WaitFor
 from cwsandbox.wire.errors import Code, Status
@@ -29,7 +29,7 @@ RECORD = {"sandboxId": "sb-1", "status": {"state": "STATE_RUNNING"}}
 
 @asynccontextmanager
 async def client_of(peer: Peer, auth: AuthHeaders = NO_AUTH) -> AsyncIterator[GatewayClient]:
-    async with open_gateway(Address(AddressKind.UNIX, path=peer.path), credentials=Credentials(auth)) as client:
+    async with open_gateway(Address(AddressKind.UNIX, path=peer.path), account=Account(auth)) as client:
         yield client
 
 

@@ -10,6 +10,7 @@ import pickle
 import re
 import threading
 import traceback
+from contextlib import ExitStack
 from functools import partial
 from typing import TYPE_CHECKING, Any, Self
 
@@ -247,12 +248,16 @@ async def test_accounts_of_one_process_see_their_own_sandboxes_only(gateway: Tea
 def test_a_process_that_changes_its_key_changes_its_account(
     gateway: TeamGateway, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    for _ in range(2):
-        name, key = gateway.account()
-        monkeypatch.setenv("CWSANDBOX_API_KEY", key)
-        with Sandbox.run() as sandbox:
-            assert [found.sandbox_id for found in Sandbox.list().result()] == [sandbox.sandbox_id]
-            assert sandbox.exec(["echo", name]).result().stdout == f"{name}\n"
+    with ExitStack() as stack:
+        sandboxes = []
+        for _ in range(2):
+            monkeypatch.setenv("CWSANDBOX_API_KEY", gateway.account()[1])
+            sandboxes.append(stack.enter_context(Sandbox.run()))
+            found = Sandbox.list().result()
+            assert [one.sandbox_id for one in found] == [sandboxes[-1].sandbox_id]
+        for sandbox in [*sandboxes, *found]:  # Each stays with the account that it was made or found with.
+            assert sandbox.exec(["echo", "mine"]).result().stdout == "mine\n"
+            assert sandbox.get_status() == "running"
 
 
 # Rotation.
