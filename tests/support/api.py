@@ -122,7 +122,7 @@ def _annotation(annotation: Any) -> str:
 
 def _default(value: Any) -> str:
     if isinstance(value, enum.Enum):
-        return str(value)
+        return f"{type(value).__name__}.{value.name}"
     return "..." if " at 0x" in repr(value) or repr(value).startswith("<") else repr(value)
 
 
