@@ -22,3 +22,9 @@ def test_every_name_has_a_row_with_a_verdict() -> None:
     assert {verdict for _, verdict in rows} == {"same", "better", "extra"}
     assert {name for name, _ in rows} - wanted == set()
     assert len(rows) == len(dict(rows))
+
+
+def test_every_name_is_in_the_reference() -> None:
+    pages = "\n".join(page.read_text() for page in (PAGE.parent / "reference").glob("*.md"))
+    shown = {path.rpartition(".")[2] for path in re.findall(r"^::: ([\w.]+)$", pages, re.MULTILINE)}
+    assert set(cwsandbox.__all__) - shown - set(cwsandbox.exceptions.__all__) - {"__version__"} == set()
