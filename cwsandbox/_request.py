@@ -56,7 +56,7 @@ class SandboxRequest:
         profile_ids: Sequence[str] | None,
         runner_ids: Sequence[str] | None,
         resources: Any,
-        mounted_files: Sequence[Mapping[str, Any]] | None,
+        mounted_files: Sequence[Mapping[str, Any]] | Mapping[str, str | bytes] | None,
         s3_mount: Mapping[str, Any] | None,
         ports: Sequence[Mapping[str, Any]] | None,
         network: Any,
@@ -80,7 +80,7 @@ class SandboxRequest:
             profile_ids=_ids(profile_ids, defaults.profile_ids, "profile_ids"),
             runner_ids=_ids(runner_ids, defaults.runner_ids, "runner_ids"),
             resources=resource_options(defaults.resources if resources is None else resources),
-            files=tuple(_file(entry, index) for index, entry in enumerate(mounted_files or ())),
+            files=_files(mounted_files or ()),
             s3_mount=_s3_mount(s3_mount),
             ports=tuple(_port(entry, index) for index, entry in enumerate(ports or ())),
             network=network_options(defaults.network if network is None else network),
@@ -168,6 +168,12 @@ def _argv(defaults: SandboxDefaults, command: str | None, args: Sequence[str] | 
 
 def _ids(given: Sequence[str] | None, default: Sequence[str] | None, name: str) -> tuple[str, ...]:
     return tuple((default if given is None else check_strings(given, name)) or ())
+
+
+def _files(entries: Sequence[Mapping[str, Any]] | Mapping[str, str | bytes]) -> tuple[tuple[str, bytes], ...]:
+    if isinstance(entries, Mapping):
+        entries = [{"path": path, "content": content} for path, content in entries.items()]
+    return tuple(_file(entry, index) for index, entry in enumerate(entries))
 
 
 def _file(entry: Mapping[str, Any], index: int) -> tuple[str, bytes]:

@@ -218,18 +218,21 @@ async def list_runners_async(
     healthy_only: bool = False,
 ) -> list[Runner]:
     """`list_runners` for asyncio and trio; the same arguments and errors."""
+    _check_texts(service_exposure_mode=service_exposure_mode, egress_mode=egress_mode)
     filters = {
-        "runnerGroupId": runner_group_id or "",
-        "profileName": profile_name or "",
-        "gpuType": gpu_type or "",
-        "architecture": architecture or "",
-        "healthyOnly": "true" if healthy_only else "",
+        "runner_group_id": runner_group_id,
+        "profile_name": profile_name,
+        "gpu_type": gpu_type,
+        "architecture": architecture,
+        "healthy_only": "true" if healthy_only else None,
     }
+    _check_texts(**filters)
     least = {
         "available_cpu_millicores": min_available_cpu_millicores,
         "available_memory_bytes": min_available_memory_bytes,
         "available_gpu_count": min_available_gpu_count,
     }
+    _check_amounts(**least)
     full = include_resources or any(amount is not None for amount in least.values())
 
     async def discover(api: DiscoveryApi) -> list[Runner]:
@@ -262,6 +265,7 @@ def get_runner(runner_id: str, *, organization_id: str | None = None) -> Runner:
 async def get_runner_async(runner_id: str, *, organization_id: str | None = None) -> Runner:
     """`get_runner` for asyncio and trio; the same arguments and errors."""
     _check_name(runner_id, "runner_id")
+    _check_texts(organization_id=organization_id)
 
     async def discover(api: DiscoveryApi) -> Runner:
         return _runner(await api.runner(runner_id, organization_id))
@@ -303,7 +307,9 @@ async def list_profiles_async(
     egress_mode: str | None = None,
 ) -> list[Profile]:
     """`list_profiles` for asyncio and trio; the same arguments and errors."""
-    filters = {"gpuType": gpu_type or "", "architecture": architecture or "", "runnerId": runner_id or ""}
+    _check_texts(service_exposure_mode=service_exposure_mode, egress_mode=egress_mode)
+    filters = {"gpu_type": gpu_type, "architecture": architecture, "runner_id": runner_id}
+    _check_texts(**filters)
 
     async def discover(api: DiscoveryApi) -> list[Profile]:
         return _with_modes(map(_profile, await api.profiles(filters)), service_exposure_mode, egress_mode)
@@ -330,6 +336,7 @@ def get_profile(profile_name: str, *, runner_id: str | None = None) -> Profile:
 async def get_profile_async(profile_name: str, *, runner_id: str | None = None) -> Profile:
     """`get_profile` for asyncio and trio; the same arguments and errors."""
     _check_name(profile_name, "profile_name")
+    _check_texts(runner_id=runner_id)
 
     async def discover(api: DiscoveryApi) -> Profile:
         return _profile(await api.profile(profile_name, runner_id))
@@ -435,8 +442,19 @@ def _has(runner: Runner, profile: Profile) -> bool:
     return profile.profile_name in runner.profile_names and profile.runner_id in {"", runner.runner_id}
 
 
+def _check_texts(**values: str | None) -> None:
+    for label, value in values.items():
+        if value is not None and not isinstance(value, str):
+            raise TypeError(f"{label} must be a str, not {type(value).__name__}")
+
+
+def _check_amounts(**values: int | None) -> None:
+    for label, value in values.items():
+        if value is not None and (isinstance(value, bool) or not isinstance(value, int)):
+            raise TypeError(f"min_{label} must be an int, not {type(value).__name__}")
+
+
 def _check_name(value: Any, label: str) -> None:
-    if not isinstance(value, str):
-        raise TypeError(f"{label} must be a str, not {type(value).__name__}")
+    _check_texts(**{label: value})
     if not value.strip():
         raise ValueError(f"{label} must not be blank")

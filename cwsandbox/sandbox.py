@@ -86,7 +86,8 @@ class Sandbox:
         profile_ids: Profiles it may run with; an empty list clears those of the defaults.
         runner_ids: Runners it may run on; likewise.
         resources: CPU, memory, GPU: `ResourceOptions`, or a dict in its nested or flat form.
-        mounted_files: Read-only files, as dicts of `path` and `content` (or `mount_path` and `file_content`).
+        mounted_files: Read-only files, as dicts of `path` and `content` (or `mount_path` and `file_content`), or as one
+            dict of contents by path.
         s3_mount: Dict of `bucket`, `mount_path` and optionally `directory`.
         ports: Dicts of `container_port` and optionally `name` and `protocol`.
         network: `NetworkOptions` or a dict of its fields.
@@ -114,7 +115,7 @@ class Sandbox:
         profile_ids: Sequence[str] | None = None,
         runner_ids: Sequence[str] | None = None,
         resources: ResourceOptions | Mapping[str, Any] | None = None,
-        mounted_files: Sequence[Mapping[str, Any]] | None = None,
+        mounted_files: Sequence[Mapping[str, Any]] | Mapping[str, str | bytes] | None = None,
         s3_mount: Mapping[str, Any] | None = None,
         ports: Sequence[Mapping[str, Any]] | None = None,
         network: NetworkOptions | Mapping[str, Any] | None = None,

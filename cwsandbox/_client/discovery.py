@@ -48,7 +48,7 @@ class DiscoveryApi:
         self._api = api
         self._ends = ends
 
-    async def runners(self, filters: Mapping[str, str], *, full: bool) -> list[AvailableRunner]:
+    async def runners(self, filters: Mapping[str, str | None], *, full: bool) -> list[AvailableRunner]:
         """Read all runners that the server finds.
 
         Raises:
@@ -74,7 +74,7 @@ class DiscoveryApi:
         translate = functools.partial(discovery_error, runner_id=runner_id)
         return await self._read("get runner", path, (("view", RunnerView.FULL.value),), _RUNNER, translate)
 
-    async def profiles(self, filters: Mapping[str, str]) -> list[ProfileSummary]:
+    async def profiles(self, filters: Mapping[str, str | None]) -> list[ProfileSummary]:
         """Read all profiles that the server finds.
 
         Raises:
@@ -96,7 +96,7 @@ class DiscoveryApi:
         """
         path = f"/v1/profiles/{quote(profile_name, safe='')}"
         translate = functools.partial(discovery_error, profile_name=profile_name, runner_id=runner_id)
-        return await self._read("get profile", path, _given({"runnerId": runner_id or ""}), _PROFILE, translate)
+        return await self._read("get profile", path, _given({"runner_id": runner_id}), _PROFILE, translate)
 
     async def _read(
         self,
@@ -120,5 +120,5 @@ def as_discovery_error(error: CWSandboxError) -> DiscoveryError:
     return DiscoveryError(str(error), reason=error.reason, metadata=error.metadata, retry_delay=error.retry_delay)
 
 
-def _given(filters: Mapping[str, str]) -> tuple[tuple[str, str], ...]:
-    return tuple((name, value) for name, value in filters.items() if value)
+def _given(filters: Mapping[str, str | None]) -> tuple[tuple[str, str], ...]:
+    return tuple((codec.json_name(name), value) for name, value in filters.items() if value)

@@ -14,6 +14,7 @@ from cwsandbox.runners.local import cgroups
 from cwsandbox.runners.local.cgroups import Cgroups, find_cgroups
 from cwsandbox.runners.local.runner import LocalRunner
 from cwsandbox.runners.local.warden import Gate
+from cwsandbox.runners.local.zygote import make_cgroups
 from tests.runners.conftest import box_spec
 from tests.runners.support import FINISH_SECONDS, exec_id, python, run, shell
 
@@ -374,3 +375,14 @@ async def test_the_level_process_limits_processes_by_default(make_runner):
     async with make_runner(isolation="process") as runner:
         assert runner.capabilities().isolation is IsolationLevel.PROCESS
         assert "processes" in runner.capabilities().enforced_limits
+
+
+def test_only_what_is_a_request_may_fail_to_be_set(tmp_path):
+    folder = tmp_path / "box"
+    folder.mkdir()
+    for name in ("memory.low", "pids.max"):
+        (folder / name).mkdir()  # Cannot be written.
+    assert make_cgroups([[str(folder), {"memory.low": "1", "memory.max": "5"}]]) == [str(folder)]
+    assert (folder / "memory.max").read_text() == "5"
+    with pytest.raises(OSError, match=r"pids\.max"):
+        make_cgroups([[str(folder), {"pids.max": "7"}]])

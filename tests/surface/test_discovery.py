@@ -185,6 +185,22 @@ async def test_a_blank_name_is_a_value_error(blank: str) -> None:
             await coroutine(blank)
 
 
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        {"gpu_type": 5},
+        {"runner_group_id": b"x"},
+        {"egress_mode": ["isolated"]},
+        {"min_available_cpu_millicores": "1"},
+        {"min_available_gpu_count": True},
+        {"colour": "red"},
+    ],
+)
+def test_a_wrong_filter_is_a_type_error(wrong: dict[str, Any]) -> None:
+    with pytest.raises(TypeError, match=next(iter(wrong))):
+        cwsandbox.list_runners(**wrong)
+
+
 async def test_async_code_awaits_the_twins_and_its_loop_goes_on(home_folder: Path) -> None:
     assert [runner.runner_id for runner in await cwsandbox.list_runners_async()] == ["local"]
     assert (await cwsandbox.get_runner_async("local")).resources is not None

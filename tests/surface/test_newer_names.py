@@ -51,6 +51,13 @@ def test_wrong_fields_are_named_by_a_subclass_of_what_april_raises() -> None:
     assert "spec.tags[0]: too long" in str(error)
 
 
+def test_mounted_files_may_be_one_dict(home_folder: object) -> None:
+    with Sandbox.run(mounted_files={"/tmp/one/a": "x", "/tmp/one/b": b"y"}) as sandbox:
+        assert sandbox.exec(["cat", "/tmp/one/a", "/tmp/one/b"]).result().stdout == "xy"
+    with pytest.raises(ValueError, match="absolute"):
+        Sandbox(mounted_files={"path": "/tmp/a", "content": "x"})
+
+
 def test_wrong_fields_of_a_discovery_request() -> None:
     error = discovery_error(WRONG_FIELD)
     assert isinstance(error, DiscoveryValidationError)

@@ -29,6 +29,8 @@ CONTROL_FD = 3
 _FIRST_BASE = 0x4000_0000
 _RANGE = 65536
 _RANGES = 16000
+_REQUESTS = frozenset({"memory.soft_limit_in_bytes", "cpu.shares", "memory.low", "cpu.weight"})
+"""Settings for what a box is to have, as good as the kernel can: a real-time one, for example, has no soft limits."""
 _ORPHAN_LOOKS, _EMPTY_LOOKS = 500, 3
 
 
@@ -280,8 +282,12 @@ def make_cgroups(wanted: list[list[Any]]) -> list[str]:
         os.makedirs(folder, exist_ok=True)
         folders.append(folder)
         for name, value in settings.items():
-            with open(f"{folder}/{name}", "w", encoding="ascii") as file:
-                file.write(value)
+            try:
+                with open(f"{folder}/{name}", "w", encoding="ascii") as file:
+                    file.write(value)
+            except OSError:
+                if name not in _REQUESTS:
+                    raise
     return folders
 
 
