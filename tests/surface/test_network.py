@@ -61,9 +61,10 @@ import socket
 server = socket.create_server(("127.0.0.1", 8080))
 print("ready", flush=True)
 connection, _ = server.accept()
-for _ in range(50): connection.sendall(b"x" * (1 << 20))
-connection.close()
-server.accept()
+try:
+    while True: connection.sendall(b"x" * (1 << 20))
+except ConnectionError:
+    print("cut", flush=True)
 """
 SILENT = """
 import socket
@@ -245,11 +246,16 @@ async def test_fifty_megabytes_go_through_unchanged(home_folder: object) -> None
         assert answer.decode() == f"{50 << 20} {digest.hexdigest()}"
 
 
-async def test_a_connection_that_is_given_up_ends_inside_too(home_folder: object) -> None:
-    async with aserving(FLOOD) as (host, port):
-        connection = await anyio.connect_tcp(host, port)
+async def test_a_connection_that_is_given_up_is_cut_inside_too(home_folder: object) -> None:
+    async with Sandbox(ports=PORTS) as sandbox:
+        process = sandbox.exec(["python3", "-I", "-c", FLOOD])
+        lines = aiter(process.stdout)
+        assert await anext(lines) == "ready\n"
+        connection = await anyio.connect_tcp(*address_of(sandbox))
         await connection.receive()
         await connection.aclose()
+        with anyio.fail_after(SECONDS):
+            assert await anext(lines) == "cut\n"
 
 
 @pytest.mark.parametrize("how", ["ended", "cut"])
