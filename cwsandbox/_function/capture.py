@@ -223,6 +223,9 @@ class Capture:
             "keyword_defaults": {},
         }
         self._capture_globals(label, space, definition.early | definition.late, what)
+        for name in sorted(definition.imports):
+            if name in sys.modules and not is_installed(name):
+                self.modules.add(sys.modules[name], f"{name}, imported by {what},")
         return node
 
     def _bytecode(self, number: int, value: Any, what: str) -> int:

@@ -75,9 +75,8 @@ class Rebuilder:
         if space["installed"]:
             return imported(space["module"]).__dict__
         module = self.own_module(space["module"])
-        if any(
-            module.__dict__ is other for other in self.globals.values()
-        ):  # the globals of an exec that called itself like this one
+        # A label of its own for a name that is taken: the globals of an exec that called itself like another module.
+        if label != space["module"]:
             module = ModuleType(space["module"])
         KEPT.append(module)
         return module.__dict__
@@ -132,9 +131,7 @@ class Rebuilder:
         node = self.nodes[number]
         for name in node.get("early", ()):
             self.bind(node["space"], name)
-        made = getattr(self, "make_" + node["kind"])(number, node)
-        if made is not None:
-            self.objects[number] = made
+        self.objects[number] = getattr(self, "make_" + node["kind"])(node)
         for name in node.get("late", ()):
             self.bind(node["space"], name)
 
@@ -169,50 +166,50 @@ class Rebuilder:
         elif ref is not None:
             self.cells[number].cell_contents = self.value(ref)
 
-    def make_module(self, number: int, node: Node) -> Any:
+    def make_module(self, node: Node) -> Any:
         """A module that is imported here by name."""
         return imported(node["module"])
 
-    def make_attribute(self, number: int, node: Node) -> Any:
+    def make_attribute(self, node: Node) -> Any:
         """A function or class that an importable module has."""
         found: Any = imported(node["module"])
         for part in node["name"].split("."):
             found = getattr(found, part)
         return found
 
-    def make_member(self, number: int, node: Node) -> Any:
+    def make_member(self, node: Node) -> Any:
         """A class inside a class."""
         return getattr(self.value(node["outer"]), node["name"])
 
-    def make_pickled(self, number: int, node: Node) -> Any:
+    def make_pickled(self, node: Node) -> Any:
         """Something without source, by cloudpickle."""
         made = self.unpickle(node["blob"])
         if "." not in node.get("qualname", "."):
             setattr(self.own_module(node["module"]), node["qualname"], made)
         return made
 
-    def make_cached(self, number: int, node: Node) -> Any:
+    def make_cached(self, node: Node) -> Any:
         """A function under `functools.lru_cache`."""
         import functools
 
         return functools.lru_cache(maxsize=node["maxsize"], typed=node["typed"])(self.value(node["function"]))
 
-    def make_partial(self, number: int, node: Node) -> Any:
+    def make_partial(self, node: Node) -> Any:
         """A `functools.partial`."""
         import functools
 
         keywords = {name: self.value(ref) for name, ref in node["keywords"].items()}
         return functools.partial(self.value(node["function"]), *map(self.value, node["args"]), **keywords)
 
-    def make_source(self, number: int, node: Node) -> Any:
+    def make_source(self, node: Node) -> Any:
         """A function or class from its source text."""
         names: dict[str, Any] = {}
         code = compile(node["text"], node["file"], "exec", DEFERRED_ANNOTATIONS, dont_inherit=True)
         exec(code, self.globals[node["space"]], names)  # noqa: S102 - to run what the caller wrote is the purpose
         finish = self.finish_class if node["is_class"] else self.finish_function
-        return finish(number, node, names)
+        return finish(node, names)
 
-    def finish_function(self, number: int, node: Node, names: dict[str, Any]) -> Any:
+    def finish_function(self, node: Node, names: dict[str, Any]) -> Any:
         """The function with the caller's cells, and with values for defaults instead of expressions."""
         from types import FunctionType
 
@@ -220,7 +217,6 @@ class Rebuilder:
         code = (names["__cws_make__"](*free)[0] if free else names[node["name"]]).__code__
         closure = tuple(self.cell(free[name]) for name in code.co_freevars) or None
         function: Any = FunctionType(code, self.globals[node["space"]], node["function_name"], None, closure)
-        self.objects[number] = function
         function.__module__, function.__qualname__ = node["module"], node["qualname"]
         if node["defaults"] is not None:
             function.__defaults__ = tuple(map(self.value, node["defaults"]))
@@ -230,7 +226,7 @@ class Rebuilder:
             function.local = function
         return function
 
-    def finish_class(self, number: int, node: Node, names: dict[str, Any]) -> Any:
+    def finish_class(self, node: Node, names: dict[str, Any]) -> Any:
         """The class, under its own name in its module, so that pickles find it."""
         free = node["free"]
         if free:
@@ -321,6 +317,7 @@ def call(payload: Node, blobs: list[memoryview]) -> bytes:
 
 def describe(error: BaseException, payload: Node) -> Node:
     """The report of an exception; the traceback also goes to standard error."""
+    import contextlib
     import traceback
 
     show_source(payload)
@@ -335,7 +332,8 @@ def describe(error: BaseException, payload: Node) -> Node:
         message = str(error)
     except Exception:
         message = ""
-    sys.stderr.write(text)
+    with contextlib.suppress(Exception):  # the function may have closed it
+        sys.stderr.write(text)
     name, module = type(error).__name__, type(error).__module__
     own = {space["module"] for space in payload["spaces"].values()} | set(payload["modules"])
     qualified = module not in own and module not in {"builtins", "__main__"}

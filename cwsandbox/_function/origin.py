@@ -17,7 +17,6 @@ __all__ = ["importable_name", "is_installed", "lookup"]
 _PACKAGE_FOLDERS = ("site-packages", "dist-packages")
 
 
-@lru_cache(maxsize=4096)
 def is_installed(module: str | None) -> bool:
     """True if a sandbox is expected to have it: the standard library, and what was installed.
 
@@ -39,6 +38,7 @@ def _paths(module: ModuleType) -> list[str]:
     return [path for path in getattr(module, "__path__", ()) if isinstance(path, str)]
 
 
+@lru_cache(maxsize=4096)
 def _in_package_folder(path: str) -> bool:
     folders = [sysconfig.get_path("stdlib"), sysconfig.get_path("platstdlib"), *site.getsitepackages()]
     return any(name in path.split("/") for name in _PACKAGE_FOLDERS) or any(

@@ -45,6 +45,8 @@ class Definition:
     """Globals that are looked up while it is executed: bases, decorators, what a class body uses."""
     late: frozenset[str]
     """Globals that are looked up by the functions in it."""
+    imports: frozenset[str]
+    """Modules that it may import: `a` and `a.b` for `from a import b`."""
 
 
 @frozen
@@ -162,6 +164,8 @@ def _cut(source: _Source, node: _Node, free: Sequence[str]) -> Definition | None
         name, first = node.name, min([node.lineno, *(decorator.lineno for decorator in decorators)])
         body = _without_defaults(source, node, source.offset(first, 0))
         indent = body[: len(body) - len(body.lstrip())]
+    if free and not indent:
+        return None
     text = _wrap(body, name, first, indent, free)
     try:
         code = compile(text, source.file, "exec", _ANNOTATIONS, dont_inherit=True)
@@ -170,7 +174,8 @@ def _cut(source: _Source, node: _Node, free: Sequence[str]) -> Definition | None
     early: set[str] = set()
     late: set[str] = set()
     _collect_globals(code, early, late, at_once=True)
-    return Definition(source.file, first, text, name, frozenset(early), frozenset(late - early))
+    imports = frozenset(_imports(code))
+    return Definition(source.file, first, text, name, frozenset(early), frozenset(late - early), imports)
 
 
 def _wrap(body: str, name: str, first: int, indent: str, free: Sequence[str]) -> str:
@@ -209,3 +214,15 @@ def _collect_globals(code: CodeType, early: set[str], late: set[str], *, at_once
             is_function = bool(constant.co_flags & 1)  # CO_OPTIMIZED: all but modules and class bodies
             runs_now = at_once and (not is_function or constant.co_name in {*_RUN_AT_ONCE, "__cws_make__"})
             _collect_globals(constant, early, late, at_once=runs_now)
+
+
+def _imports(code: CodeType) -> Iterator[str]:
+    module = ""
+    for item in dis.get_instructions(code):
+        if item.opname == "IMPORT_NAME":
+            yield (module := item.argval)
+        elif item.opname == "IMPORT_FROM":
+            yield f"{module}.{item.argval}"
+    for constant in code.co_consts:
+        if isinstance(constant, CodeType):
+            yield from _imports(constant)

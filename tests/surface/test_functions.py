@@ -572,6 +572,20 @@ def test_prints_do_not_disturb_the_result(session: Session) -> None:
     assert noisy.remote().result() == "result"
 
 
+def test_a_function_that_closed_its_streams_still_reports(session: Session) -> None:
+    @session.function()
+    def fails() -> None:
+        import sys
+
+        sys.stdout.close()
+        sys.stderr.close()
+        raise LookupError("seen all the same")
+
+    with pytest.raises(SandboxExecutionError, match="seen all the same") as caught:
+        fails.remote().result()
+    assert caught.value.exception_type == "LookupError"
+
+
 def test_a_call_that_takes_too_long_is_killed(session: Session) -> None:
     @session.function(request_timeout_seconds=0.5)
     def slow() -> None:

@@ -310,6 +310,19 @@ def test_modules_of_the_project_are_sent(session: Session, project: Path) -> Non
     assert ourhelpers.STATE == []
 
 
+def test_modules_of_the_project_may_be_imported_inside(session: Session, project: Path) -> None:
+    import ourpackage.deep  # noqa: F401 - a module is sent if it is loaded here
+
+    @session.function()
+    def uses() -> list[Any]:
+        import ourhelpers
+        from ourpackage import deep
+
+        return [ourhelpers.up("x"), deep.f()]
+
+    assert uses.remote().result() == ["X", "PACKAGE"]
+
+
 @pytest.mark.parametrize("alias", [False, True])
 def test_names_imported_from_modules_of_the_project(session: Session, project: Path, alias: bool) -> None:
     import ourhelpers
