@@ -220,6 +220,9 @@ async def _leave_running(session: Session, command: tuple[str, ...], wanted: dic
 
 
 def _release(session: Session, sandbox: Sandbox) -> None:
-    """It is to outlive this program: the session does not stop it, and nobody is warned that it was not stopped."""
+    """It is to outlive this program: neither the session nor its end stops it, and nobody is warned of that."""
+    from cwsandbox._exit import release
+
     session._forget(sandbox)
+    release(sandbox._core)
     sandbox._core.started_here = False
