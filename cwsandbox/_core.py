@@ -150,7 +150,7 @@ class SandboxCore:
                     has_auth=self.auth is not None,
                 )
                 self._target = address, await find_account(address, self.auth)
-            self._gateway = await connect(self.scope(), *self._target)
+            self._gateway = await connect(self.scope(), *self._target, user=self)
         return self._gateway
 
     @property

@@ -10,6 +10,7 @@ import math
 import sys
 from contextlib import asynccontextmanager
 from typing import TYPE_CHECKING, Any
+from weakref import WeakSet
 
 import anyio
 import anyio.to_thread
@@ -37,6 +38,7 @@ if TYPE_CHECKING:
 _logger = logging.getLogger("cwsandbox")
 _GREETING = "/v1/gateway"
 _GREETING_SECONDS = 10.0
+_SPARE_CLIENTS = 8
 _PASSING = frozenset({408, 429, 502, 503, 504})  # What may be better next time.
 _told: set[str] = set()
 
@@ -49,11 +51,13 @@ class GatewayClient:
         address: Where it is.
         api: The resource calls.
         channel: The streams; connects at the first `open`.
+        users: Who may use it again; held weakly.
     """
 
     address: Address
     api: Api
     channel: ExecChannel
+    users: WeakSet[object] = field(factory=WeakSet, eq=False, repr=False)
 
 
 @frozen
@@ -67,13 +71,24 @@ class _ClientKey:
         return str(self.address)
 
 
-async def connect(scope: Scope, address: Address, account: Account) -> GatewayClient:
+async def connect(scope: Scope, address: Address, account: Account, user: object) -> GatewayClient:
     """The scope's client for an address and an account; opened on first use. On the scope's loop.
+
+    It stays open as long as `user` lives, and some longer: a process whose tokens are new each time would otherwise
+    collect a connection for each.
 
     Raises:
         CWSandboxError: As `open_gateway`.
     """
-    return await scope.connection(_ClientKey(address, account.key), lambda: open_gateway(address, account=account))
+    key = _ClientKey(address, account.key)
+    client = await scope.connection(key, lambda: open_gateway(address, account=account))
+    client.users.add(user)
+    scope.close_spare_connections(_is_spare, _SPARE_CLIENTS)
+    return client
+
+
+def _is_spare(connection: object) -> bool:
+    return isinstance(connection, GatewayClient) and not connection.users
 
 
 async def find_account(address: Address, auth: Auth | None) -> Account:

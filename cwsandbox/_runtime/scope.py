@@ -350,6 +350,24 @@ class Scope:
                     raise
                 # Its first users were cancelled, we were not: open it for ourselves.
 
+    def close_spare_connections(self, is_spare: Callable[[Any], bool], keep: int) -> None:
+        """Let the oldest go of the open connections that nobody needs; the next use of such a key opens it anew.
+
+        Only on the scope's own loop. Returns at once; what is let go of closes in the background.
+
+        Args:
+            is_spare: Says of a connection whether nobody needs it.
+            keep: How many may stay, spare as they are.
+        """
+        spare = [
+            (key, entry)
+            for key, entry in self._connections.items()
+            if entry.opened._outcome is Outcome.VALUE and is_spare(entry.opened._value)
+        ]
+        for key, entry in spare[: max(len(spare) - keep, 0)]:
+            del self._connections[key]
+            entry.leave.set()
+
     def _open_connection(self, key: Hashable, opener: Callable[[], AbstractAsyncContextManager[T]]) -> _Connection[T]:
         if not self.loop.is_current():
             raise RuntimeError("connections are opened and used on the scope's own event loop")

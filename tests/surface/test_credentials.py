@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import gc
 import http.server
+import itertools
 import logging
 import pickle
 import re
@@ -29,6 +30,7 @@ from cwsandbox import (
     set_auth_mode,
 )
 from cwsandbox._client.auth import _reset_auth_mode
+from cwsandbox._runtime.portal import portal_scope
 from cwsandbox.gateway.keyfile import add_key, revoke_key, rotate_key
 from tests.support.teamgateway import TeamGateway, team_gateway
 
@@ -215,6 +217,21 @@ def test_each_call_can_have_its_account(monkeypatch: pytest.MonkeyPatch) -> None
         assert listener.credentials() == [{"authorization": "Bearer own"}] * len(calls)
         assert sent_by(listener) == {"authorization": "Bearer process"}
         session.close().result()
+
+
+def test_tokens_that_are_new_each_time_collect_no_connections() -> None:
+    numbers = itertools.count()
+    set_auth_mode("minted", lambda: AuthHeaders.api_key(f"token-{next(numbers)}"))
+    with Listener(404) as listener:
+        kept = Sandbox.from_id("sb-1", base_url=listener.url)
+        for _ in range(20):
+            with pytest.raises(SandboxNotFoundError):
+                Sandbox.from_id("sb-1", base_url=listener.url).result()
+            gc.collect()
+        with pytest.raises(SandboxNotFoundError):
+            kept.result()
+        held = [key for key in portal_scope()._connections if str(key) == listener.url]
+        assert 1 <= len(held) <= 10
 
 
 @pytest.mark.parametrize("auth", ["key", b"key", {"authorization": "key"}, 5])
