@@ -2,8 +2,9 @@
 
 `wire.channel` is the protocol; this module gives it a transport, a clock and a memory across transports. The transport
 is connected when a stream needs it. When it is lost, live streams are resumed on a new one within the gateway's grace;
-a stream that cannot be resumed ends as `Lost`. A command is never given twice to gateways that may have run it: one
-gateway knows exec ids, and another one (it was restarted) is asked only for streams that no gateway can have seen.
+a stream that cannot be resumed ends as `Lost`. A command is never run twice: a gateway knows exec ids, and one that was
+restarted finds them in the sandboxes that it takes back. What is no command is asked for again there only if doing it
+twice does no harm, or if no gateway can have seen it.
 """
 
 from __future__ import annotations
@@ -48,6 +49,7 @@ if TYPE_CHECKING:
 
 _logger = logging.getLogger("cwsandbox")
 _EXPECTED = (TransportError, PeerSilentError, ProtocolError, CWSandboxError)
+_ASKED_FOR_AGAIN = frozenset({StreamKind.EXEC, StreamKind.SHELL, StreamKind.READ, StreamKind.LOGS})
 _COMPANY_SECONDS = 0.01
 # A connection that breaks within a message has not carried it: smaller ones get further on a bad network.
 _MESSAGE_BYTES = 128 * 1024
@@ -298,9 +300,10 @@ class ExecChannel:
     def _take_over(self, instance: str) -> None:
         """Prepare what is to be resumed for a new connection, and let go of what only another gateway could know."""
         for stream in list(self._streams.values()):
-            if stream._shown_to not in {None, instance} and not stream._wire.confirmed:
-                # Asking again could run it again. A stream that is being closed is never asked for, only killed.
-                stream._wire.close()
+            wire = stream._wire
+            if stream._shown_to not in {None, instance} and not wire.confirmed and wire.kind not in _ASKED_FOR_AGAIN:
+                # Asking again could do it again. A stream that is being closed is never asked for, only killed.
+                wire.close()
                 self._lose(stream, TransportError("the gateway was restarted", sent=True))
         if self._mux_used:
             self._mux = self._mux.resume()

@@ -240,6 +240,7 @@ class Connection:
             opened.stream.fail(Status.make(Code.INVALID_ARGUMENT, "the exec id names another stream"))
         else:
             self._own(task)
+            task.on_credit()  # The client may have taken more while it was away.
 
     def _own(self, task: StreamTask) -> None:
         task.owner = self

@@ -19,9 +19,12 @@ import functools
 import logging
 import math
 import signal
-from typing import TYPE_CHECKING, Any, Final
+from time import monotonic
+from typing import TYPE_CHECKING, Any, Final, Self
 
 import anyio
+import anyio.lowlevel
+from attrs import asdict, frozen
 
 from cwsandbox.gateway.errors import StatusError, error, invalid, not_running
 from cwsandbox.gateway.pulse import Pulse
@@ -35,17 +38,19 @@ from cwsandbox.runners.base import (
     RunnerError,
     TerminalSize,
 )
+from cwsandbox.wire.channel import Stream, StreamKind
 from cwsandbox.wire.errors import Code, Reason
+from cwsandbox.wire.flow import SendFlow
 from cwsandbox.wire.signals import signal_name, signal_number
+from cwsandbox.wire.streams import ExecOpen
+from cwsandbox.wire.streams import TerminalSize as ClientSize
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Coroutine
 
     from cwsandbox.gateway.sandbox import LiveSandbox
     from cwsandbox.gateway.service import Service
-    from cwsandbox.runners.base import ByteSource, Command
-    from cwsandbox.wire.channel import Stream
-    from cwsandbox.wire.streams import ExecOpen
+    from cwsandbox.runners.base import Command, OutputSource
 
 _log = logging.getLogger(__name__)
 
@@ -59,6 +64,42 @@ _LAST_OUTPUT_SECONDS: Final = 5.0
 _TOGETHER_SECONDS: Final = 0.01
 # Signals and sizes kept for a command that has not started; a client that sends more loses the rest.
 _EARLY_LIMIT: Final = 64
+
+
+@frozen
+class Note:
+    """What goes into the box with a command, for the gateway that takes the box back.
+
+    Attributes:
+        kind: Of the stream.
+        detach: It outlives its client.
+        limit: Its time in seconds, as it was asked for.
+        deadline: When that is over, on the monotonic clock, which all processes share until the machine restarts.
+    """
+
+    kind: StreamKind = StreamKind.EXEC
+    detach: bool = False
+    limit: float | None = None
+    deadline: float | None = None
+
+    def to_json(self) -> dict[str, Any]:
+        """The note as JSON."""
+        return asdict(self)
+
+    @classmethod
+    def from_json(cls, document: object) -> Note:
+        """Read it back. It comes out of the box, which by lying could give its own command more time, and no more."""
+        if not isinstance(document, dict):
+            return cls()
+        limit, deadline = _number(document.get("limit")), _number(document.get("deadline"))
+        if limit is None or deadline is None:
+            limit = deadline = None
+        return cls(
+            kind=StreamKind.SHELL if document.get("kind") == StreamKind.SHELL else StreamKind.EXEC,
+            detach=document.get("detach") is True,
+            limit=limit,
+            deadline=deadline,
+        )
 
 
 class Execution(StreamTask):
@@ -76,6 +117,29 @@ class Execution(StreamTask):
         # By substream: everything was passed on.
         self._ended = [False, False]
         self._stderr_ended = Pulse()
+        # The deadline of a command that an earlier gateway started.
+        self._inherited: float | None = None
+
+    @classmethod
+    def resume(cls, service: Service, sandbox: LiveSandbox, command: Command) -> Self:
+        """Go on with a command that an earlier gateway started; its client can take it over."""
+        note = Note.from_json(command.note)
+        request = ExecOpen(
+            sandbox_id=sandbox.record.sandbox_id,
+            argv=(command.exec_id,),  # It runs already.
+            stdin=command.stdin is not None,
+            terminal=ClientSize() if command.stderr is None else None,
+            timeout_seconds=note.limit,
+            detach=note.detach,
+        )
+        outputs = [_restored(command.stdout), _restored(command.stderr)]
+        received = 0 if command.stdin is None else command.stdin.taken_bytes
+        stream = Stream.restored(note.kind, command.exec_id, {"pid": command.pid}, outputs, received)
+        execution = cls(service, sandbox.record.principal, stream, request)
+        execution._command = command
+        execution._limit = math.inf if note.limit is None else note.limit
+        execution._inherited = math.inf if note.deadline is None else note.deadline
+        return execution
 
     @property
     def runs_on(self) -> bool:
@@ -106,6 +170,15 @@ class Execution(StreamTask):
         if self._request.terminal is not None:
             self._control(TerminalSize(columns, rows))
 
+    def on_credit(self) -> None:
+        """The client can take more, and will not ask again for what it took."""
+        super().on_credit()
+        command = self._command
+        if command is not None:
+            command.stdout.release(self.stream.taken(0))
+            if command.stderr is not None:
+                command.stderr.release(self.stream.taken(1))
+
     def abort(self) -> None:
         """Kill the command and all it started, unless it is detached: then it runs on and its output is dropped."""
         if self.runs_on:
@@ -119,10 +192,13 @@ class Execution(StreamTask):
         request = self._request
         sandbox = self.service.get(self.principal, request.sandbox_id)
         with sandbox.in_use():
-            box = await self.service.box(sandbox, request.wait_seconds)
             try:
-                self._command = await box.exec(_spec(self.stream.exec_id, request))
-                self._begin(sandbox, self._command)
+                if self._command is None:
+                    self._limit = sandbox.limit(request.timeout_seconds)
+                    box = await self.service.box(sandbox, request.wait_seconds)
+                    self._command = await box.exec(self._spec())
+                    self._announce(self._command)
+                self._begin(self._command)
                 await self._finish(sandbox, self._command)
             except CommandNotStartedError as problem:
                 self.stream.confirm({})
@@ -138,16 +214,39 @@ class Execution(StreamTask):
             except RunnerError as problem:
                 raise error(Code.RESOURCE_EXHAUSTED, str(problem)) from problem
 
-    def _begin(self, sandbox: LiveSandbox, command: Command) -> None:
-        """The command was started: tell the client, pass on what came early, begin to carry its diagnostics."""
+    def _spec(self) -> ExecSpec:
         request = self._request
-        self._limit = sandbox.limit(request.timeout_seconds)
-        self._scope.deadline = anyio.current_time() + self._limit
+        limited = math.isfinite(self._limit)
+        note = Note(
+            kind=self.stream.kind,
+            detach=request.detach,
+            limit=self._limit if limited else None,
+            deadline=monotonic() + self._limit if limited else None,
+        )
+        terminal = request.terminal
+        return ExecSpec(
+            exec_id=self.stream.exec_id,
+            argv=tuple(request.argv),
+            cwd=request.cwd or None,
+            env=request.env,
+            stdin=request.stdin,
+            terminal=None if terminal is None else TerminalSize(terminal.columns, terminal.rows),
+            note=note.to_json(),
+        )
+
+    def _announce(self, command: Command) -> None:
+        """The command was started: tell the client."""
+        request = self._request
         self.stream.confirm({"pid": command.pid})
-        if request.detach:
-            self.service.remember_detached(request.sandbox_id, self.stream.exec_id)
         if request.stdin or request.detach or request.terminal is not None:
             self.wake()  # Somebody waits for the start; otherwise the confirmation goes with the first output.
+
+    def _begin(self, command: Command) -> None:
+        """The command runs: its time counts; pass on what came early, begin to carry its diagnostics."""
+        if self._inherited is None:
+            self._scope.deadline = anyio.current_time() + self._limit
+        else:
+            self._scope.deadline = anyio.current_time() + self._inherited - monotonic()
         if command.stderr is not None:
             self._start_soon(functools.partial(self._pump_stderr, command.stderr))
         else:
@@ -156,6 +255,8 @@ class Execution(StreamTask):
         for item in early:
             self._control(item)
         if self._stdin is not None and command.stdin is not None:
+            if command.stdin.sent_bytes < command.stdin.taken_bytes:
+                self._stdin.feed(b"")  # What an earlier gateway took goes first.
             self._stdin.begin(command.stdin)
 
     async def _finish(self, sandbox: LiveSandbox, command: Command) -> None:
@@ -188,7 +289,10 @@ class Execution(StreamTask):
         command = self._command
         assert command is not None
         with anyio.move_on_after(_TOGETHER_SECONDS) as limit, contextlib.suppress(BoxGoneError):
-            await command.wait()
+            status = await command.wait()
+            if self._inherited is not None and status.signal == signal.SIGKILL:
+                limit.cancel()  # The earlier gateway killed it when its time was over, and could not say so.
+                await anyio.lowlevel.checkpoint()
         if not limit.cancelled_caught:
             # It ended in time: only its reader is slow.
             self._scope = anyio.CancelScope()
@@ -206,15 +310,16 @@ class Execution(StreamTask):
             return
         if self._stdin is not None:
             self._stdin.stop()
-        if self._exited:
-            await command.aclose()
-            return
-        self._unwatch()
-        with anyio.move_on_after(_KILL_SECONDS, shield=True):
-            if self._request.terminal is not None:
-                await _hang_up(command)
-            await _kill(command)
-            await command.aclose()
+        if not self._exited:
+            with anyio.move_on_after(_KILL_SECONDS, shield=True):
+                if self._request.terminal is not None:
+                    await _hang_up(command)
+                await _kill(command)
+
+    def forget(self) -> None:
+        """Let the box forget the command: until here another gateway could have gone on with it."""
+        if self._command is not None:
+            self._command.forget()
 
     # -- carrying bytes
 
@@ -225,11 +330,13 @@ class Execution(StreamTask):
         while not self._ended[1]:
             await self._stderr_ended.wait()
 
-    async def _pump(self, source: ByteSource, code: int) -> None:
+    async def _pump(self, source: OutputSource, code: int) -> None:
         """Send what comes out, as fast as the client takes it."""
         try:
             while True:
                 self._send(await source.receive(await self._room(code)), code)
+                if self.abandoned or self.stream.closing:
+                    source.release(source.position)
         except anyio.EndOfStream:
             pass
         except (BoxGoneError, anyio.ClosedResourceError, anyio.BrokenResourceError):
@@ -237,7 +344,7 @@ class Execution(StreamTask):
         self.stream.send_eof(code)
         self._ended[code] = True
 
-    async def _pump_stderr(self, source: ByteSource) -> None:
+    async def _pump_stderr(self, source: OutputSource) -> None:
         try:
             await self._pump(source, 1)
         except Exception:
@@ -296,16 +403,15 @@ async def _apply(command: Command, item: int | TerminalSize) -> None:
         _log.info("command %s: %s", command.exec_id, problem)
 
 
-def _spec(exec_id: str, request: ExecOpen) -> ExecSpec:
-    terminal = request.terminal
-    return ExecSpec(
-        exec_id=exec_id,
-        argv=tuple(request.argv),
-        cwd=request.cwd or None,
-        env=request.env,
-        stdin=request.stdin,
-        terminal=None if terminal is None else TerminalSize(terminal.columns, terminal.rows),
-    )
+def _number(value: object) -> float | None:
+    return float(value) if isinstance(value, int | float) and math.isfinite(value) else None
+
+
+def _restored(source: OutputSource | None) -> SendFlow:
+    if source is None:
+        return SendFlow()
+    base = source.position
+    return SendFlow.restored(base, source.recall())
 
 
 def _timed_out(limit: float) -> StatusError:

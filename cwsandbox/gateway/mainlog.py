@@ -26,7 +26,7 @@ from cwsandbox.gateway.pulse import Pulse
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
 
-    from cwsandbox.runners.base import ByteSource
+    from cwsandbox.runners.base import OutputSource
 
 _log = logging.getLogger(__name__)
 
@@ -103,7 +103,7 @@ class MainLog:
         self._recent.clear()
         self._grown.notify()
 
-    async def pump(self, source: ByteSource) -> None:
+    async def pump(self, source: OutputSource) -> None:
         """Append everything from `source` until its end; a full disk loses log lines, never blocks the sandbox."""
         with contextlib.suppress(anyio.EndOfStream):
             while True:
@@ -112,6 +112,7 @@ class MainLog:
                     await self.append(data)
                 except OSError as error:
                     _log.warning("a sandbox's output could not be logged: %s", error)
+                source.release(source.position)
 
     async def append(self, data: bytes) -> None:
         """Append `data` with the present time."""

@@ -63,6 +63,7 @@ class StreamRegistry:
         key = task.principal, task.stream.exec_id
         if self._tasks.get(key) is task:
             del self._tasks[key]
+            task.forget()
 
     async def wait_all_ended(self) -> None:
         """Wait until every task there is now has ended: their clients have been told how."""

@@ -212,6 +212,7 @@ class LiveSandbox:
             removed = await self._remove(box)
             self.network.close()
             tasks.cancel_scope.deadline = anyio.current_time() + _SETTLE_SECONDS
+        box.main.forget()
         self.box = None
         self._finish(removed)
         self.log.close()

@@ -24,13 +24,13 @@ from cwsandbox.gateway import records
 from cwsandbox.gateway.admission import admit
 from cwsandbox.gateway.config import Configuration
 from cwsandbox.gateway.errors import StatusError, error, invalid, not_found, not_running
+from cwsandbox.gateway.execution import Execution
 from cwsandbox.gateway.lifecycle import TERMINAL, Trigger
 from cwsandbox.gateway.mainlog import MainLog
 from cwsandbox.gateway.network import Network, SandboxNetwork
 from cwsandbox.gateway.pulse import Pulse
-from cwsandbox.gateway.registry import StreamRegistry
+from cwsandbox.gateway.registry import PeerProcess, StreamRegistry
 from cwsandbox.gateway.sandbox import LiveSandbox, Record
-from cwsandbox.runners.base import RunnerError
 from cwsandbox.wire.errors import Code, Reason
 from cwsandbox.wire.resources import State
 
@@ -39,7 +39,7 @@ if TYPE_CHECKING:
 
     from cwsandbox.gateway.records import ListFilter
     from cwsandbox.gateway.store import Store
-    from cwsandbox.runners.base import Box, ByteSource, Command, Runner
+    from cwsandbox.runners.base import Box, Runner
     from cwsandbox.wire.resources import SandboxSpec
 
 _log = logging.getLogger(__name__)
@@ -101,7 +101,6 @@ class Service:
         self.network = network
         self.configuration = configuration
         self.opened_at: datetime = datetime.now(UTC)
-        self.detached: set[tuple[str, str]] = set()
         self._store = store
         self._directories = directories
         self._sandboxes: dict[str, LiveSandbox] = {}
@@ -316,11 +315,6 @@ class Service:
             metadata={"sandboxId": sandbox.record.sandbox_id, "state": sandbox.record.state.value},
         )
 
-    def remember_detached(self, sandbox_id: str, exec_id: str) -> None:
-        """A restarted gateway keeps this command."""
-        self.detached.add((sandbox_id, exec_id))
-        self._store.put_detached(sandbox_id, exec_id)
-
     # ---------------------------------------------------------------------------------------------- housekeeping
 
     def sandboxes(self) -> Iterator[LiveSandbox]:
@@ -333,7 +327,6 @@ class Service:
         self._sandboxes.pop(record.sandbox_id, None)
         if self._requests.get((record.principal, record.request_id)) is sandbox:
             del self._requests[record.principal, record.request_id]
-        self.detached = {key for key in self.detached if key[0] != record.sandbox_id}
         self._store.delete(record.sandbox_id)
         self._tasks.start_soon(sandbox.log.remove, name=f"forget {record.sandbox_id}")
 
@@ -366,9 +359,8 @@ class Service:
     async def _recover(self) -> None:
         """Join what the disk remembers with the boxes that still live."""
         stored = await self._store.load()
-        self.detached = set(stored.detached)
         boxes = {box.sandbox_id: box for box in await self.runner.recover()}
-        for record in sorted(_readable(stored.records), key=lambda record: record.sequence):
+        for record in sorted(_readable(stored), key=lambda record: record.sequence):
             path = self._directories.log_path(record.sandbox_id)
             survivor = record.sandbox_id in boxes
             log = await anyio.to_thread.run_sync(MainLog.reopen, path) if survivor else MainLog(path)
@@ -403,15 +395,13 @@ class Service:
         if sandbox.record.state is State.TERMINATING:
             sandbox.stop(sandbox.record.state_reason, 0)
         self._begin(sandbox, functools.partial(sandbox.run_in, box))
-        for command in box.commands():
-            if (sandbox.record.sandbox_id, command.exec_id) in self.detached:
-                for source in (command.stdout, command.stderr):
-                    if source is not None:
-                        self._tasks.start_soon(_discard, source, name=f"discard {command.exec_id}")
-            else:
-                # What the dead gateway had read and its client had not yet received is lost, so its stream cannot go on
-                # truthfully.
-                self._tasks.start_soon(_kill, command, name=f"kill {command.exec_id}")
+        executions = [Execution.resume(self, sandbox, command) for command in box.commands()]
+        for execution in executions:
+            self.streams.add(execution)
+            self.start_soon(execution.run, name=f"resumed {execution.stream.exec_id}")
+        if executions:
+            nobody = PeerProcess(0)
+            self.start_soon(self.streams.expire, executions, nobody, self.limits.grace_seconds, name="restart grace")
 
 
 def _readable(bodies: Iterable[str]) -> Iterator[Record]:
@@ -421,19 +411,6 @@ def _readable(bodies: Iterable[str]) -> Iterator[Record]:
             yield records.from_json(body)
         except ValueError as problem:
             _log.warning("a stored sandbox record is skipped: %s", problem)
-
-
-async def _kill(command: Command) -> None:
-    with contextlib.suppress(RunnerError, OSError):
-        await command.kill()
-        await command.aclose()
-
-
-async def _discard(source: ByteSource) -> None:
-    """Read the output of a detached command, which nobody can ask for any more, so that the command goes on."""
-    with contextlib.suppress(anyio.EndOfStream, anyio.ClosedResourceError, RunnerError, OSError):
-        while True:
-            await source.receive()
 
 
 def new_sandbox_id() -> str:

@@ -16,30 +16,15 @@ from typing import TYPE_CHECKING, Self
 
 import anyio
 import anyio.to_thread
-from attrs import frozen
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Iterable, Iterator
+    from collections.abc import AsyncIterator, Iterator
 
 _log = logging.getLogger(__name__)
 
 _SCHEMA = """
 CREATE TABLE IF NOT EXISTS sandboxes (sandbox_id TEXT PRIMARY KEY, body TEXT NOT NULL) WITHOUT ROWID;
-CREATE TABLE IF NOT EXISTS detached (sandbox_id TEXT, exec_id TEXT, PRIMARY KEY (sandbox_id, exec_id)) WITHOUT ROWID;
 """
-
-
-@frozen
-class StoredState:
-    """What the disk remembers.
-
-    Attributes:
-        records: The JSON body of every sandbox.
-        detached: The (sandbox id, exec id) of commands that outlive their client.
-    """
-
-    records: tuple[str, ...]
-    detached: frozenset[tuple[str, str]]
 
 
 class Store:
@@ -51,7 +36,6 @@ class Store:
         self._one_thread = anyio.CapacityLimiter(1)
         self._database: sqlite3.Connection | None = None
         self._rows: dict[str, str | None] = {}
-        self._new_detached: set[tuple[str, str]] = set()
         self._dirty = anyio.Event()
         self._attempted = anyio.Event()
         self._failure: Exception | None = None
@@ -89,11 +73,6 @@ class Store:
         self._rows[sandbox_id] = None
         self._changed()
 
-    def put_detached(self, sandbox_id: str, exec_id: str) -> None:
-        """Remember that a command outlives its client. Never blocks."""
-        self._new_detached.add((sandbox_id, exec_id))
-        self._changed()
-
     async def flush(self) -> None:
         """Wait until everything put so far is written. Cancelling stops waiting only.
 
@@ -106,8 +85,8 @@ class Store:
             if self._failure is not None:
                 raise self._failure
 
-    async def load(self) -> StoredState:
-        """Read everything."""
+    async def load(self) -> tuple[str, ...]:
+        """The body of every record."""
         return await anyio.to_thread.run_sync(self._read, limiter=self._one_thread)
 
     def _changed(self) -> None:
@@ -119,10 +98,9 @@ class Store:
             await self._dirty.wait()
             self._dirty = anyio.Event()
             rows, self._rows = self._rows, {}
-            detached, self._new_detached = self._new_detached, set()
             version, self._failure = self._put, None
             try:
-                await anyio.to_thread.run_sync(self._write, rows, detached, limiter=self._one_thread)
+                await anyio.to_thread.run_sync(self._write, rows, limiter=self._one_thread)
                 self._durable = version
             except sqlite3.Error as error:
                 _log.exception("sandbox records could not be written")
@@ -131,7 +109,6 @@ class Store:
                 if self._durable < version:
                     # Failed or cancelled: kept for the next change or for `_close`; newer bodies win.
                     self._rows = {**rows, **self._rows}
-                    self._new_detached |= detached
                 self._attempted.set()
                 self._attempted = anyio.Event()
 
@@ -147,30 +124,27 @@ class Store:
             raise
         self._database = database
 
-    def _write(self, rows: dict[str, str | None], detached: Iterable[tuple[str, str]]) -> None:
+    def _write(self, rows: dict[str, str | None]) -> None:
         database = self._database
         assert database is not None
         gone = [(sandbox_id,) for sandbox_id, body in rows.items() if body is None]
         with _transaction(database):
-            database.executemany("INSERT OR REPLACE INTO detached VALUES (?, ?)", detached)
             database.executemany(
                 "INSERT OR REPLACE INTO sandboxes VALUES (?, ?)",
                 [(sandbox_id, body) for sandbox_id, body in rows.items() if body is not None],
             )
             if gone:
                 database.executemany("DELETE FROM sandboxes WHERE sandbox_id = ?", gone)
-                database.executemany("DELETE FROM detached WHERE sandbox_id = ?", gone)
 
-    def _read(self) -> StoredState:
+    def _read(self) -> tuple[str, ...]:
         assert self._database is not None
         records = self._database.execute("SELECT body FROM sandboxes").fetchall()
-        detached = self._database.execute("SELECT sandbox_id, exec_id FROM detached").fetchall()
-        return StoredState(tuple(body for (body,) in records), frozenset(detached))
+        return tuple(body for (body,) in records)
 
     def _close(self) -> None:
         assert self._database is not None
-        if self._rows or self._new_detached:
-            self._write(self._rows, self._new_detached)
+        if self._rows:
+            self._write(self._rows)
         self._database.close()
 
 

@@ -125,10 +125,14 @@ class StreamTask(abc.ABC):
             stream.fail(Status.make(Code.INTERNAL, "the gateway failed; its log says more"))
         finally:
             stream.close()
+            self._credit.notify()  # What still waits for credit has nobody to send to.
             self.ended = True
             self._end.notify()
             self.wake()
             self.service.streams.settle(self)
+
+    def forget(self) -> None:  # noqa: B027 - most kinds have nothing to keep.
+        """The task ended, and its client took all of it or will not come: let go of what was kept for it."""
 
     async def wait_ended(self) -> None:
         """Wait until the task ended. Cancelling stops waiting only."""

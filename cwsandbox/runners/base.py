@@ -11,7 +11,7 @@ bytes are taken.
 from __future__ import annotations
 
 import enum
-from typing import TYPE_CHECKING, Protocol, Self
+from typing import TYPE_CHECKING, Any, Protocol, Self
 
 from attrs import field, frozen
 
@@ -136,6 +136,7 @@ class ExecSpec:
         cwd: Absolute directory inside the box; None is the box's own (`/root`, or the level's home).
         env: Added to the box's environment.
         stdin: False gives the command an empty stdin.
+        note: What `Command.note` gives back, also to a restarted gateway; JSON, a few hundred bytes.
         terminal: Set gives the command a controlling terminal; stderr then comes with stdout.
     """
 
@@ -145,6 +146,7 @@ class ExecSpec:
     env: Mapping[str, str] = field(factory=dict, repr=False)
     stdin: bool = False
     terminal: TerminalSize | None = None
+    note: Mapping[str, Any] = field(factory=dict)
 
 
 @frozen
@@ -212,22 +214,44 @@ class ByteSource(Protocol):
         ...
 
 
+class OutputSource(ByteSource, Protocol):
+    """A command's output. What was received and not released is received again by a restarted gateway."""
+
+    @property
+    def position(self) -> int:
+        """Offset of what `receive` gives next; at first that of the first byte that was not released."""
+        ...
+
+    def recall(self) -> bytes:
+        """What an earlier gateway received and did not release: received at once, before anything else."""
+        ...
+
+    def release(self, offset: int) -> None:
+        """What comes before `offset` will not be needed again."""
+        ...
+
+
 class ByteSink(Protocol):
     """Bytes that go into a box."""
 
     async def send(self, data: bytes) -> None:
-        """Write all of `data`.
+        """Take `data`, and write all that was taken.
 
         Raises:
             anyio.BrokenResourceError: Nobody reads any more (EPIPE).
 
-        Cancelling may leave a part written; `sent_bytes` says how much was.
+        If cancelled, what was taken and not written goes before what is sent next, also by a restarted gateway.
         """
         ...
 
     @property
+    def taken_bytes(self) -> int:
+        """Bytes taken so far, by earlier gateways too."""
+        ...
+
+    @property
     def sent_bytes(self) -> int:
-        """Bytes taken so far."""
+        """Bytes written so far; the rest of what was taken is pending."""
         ...
 
     async def aclose(self) -> None:
@@ -249,12 +273,17 @@ class Command(Protocol):
         ...
 
     @property
+    def note(self) -> Any:
+        """The `ExecSpec`'s; after a restart it comes out of the box, so that it cannot be trusted."""
+        ...
+
+    @property
     def stdin(self) -> ByteSink | None:
         """Its input, if it was started with one."""
         ...
 
     @property
-    def stdout(self) -> ByteSource:
+    def stdout(self) -> OutputSource:
         """Its output.
 
         Ends when all writers closed it, or when the first process exited and what it had written was read: a daemon
@@ -263,7 +292,7 @@ class Command(Protocol):
         ...
 
     @property
-    def stderr(self) -> ByteSource | None:
+    def stderr(self) -> OutputSource | None:
         """Its error output; None under a terminal, where it comes with `stdout`."""
         ...
 
@@ -287,7 +316,7 @@ class Command(Protocol):
         """Tell the command's terminal its new size."""
         ...
 
-    async def aclose(self) -> None:
+    def forget(self) -> None:
         """Forget the command: descriptors are closed here and in the agent. A running command is not killed."""
         ...
 

@@ -58,6 +58,15 @@ class SendFlow:
         self.eof: bool = False
         self.eof_sent: bool = False
 
+    @classmethod
+    def restored(cls, base: int, data: bytes) -> SendFlow:
+        """A flow that goes on where another process left it: before `base` everything was consumed."""
+        flow = cls()
+        flow._base = flow.sent = flow.consumed = flow.end = base
+        flow.append(data)
+        flow.limit = max(base + WINDOW_BYTES, flow.end)
+        return flow
+
     @property
     def room(self) -> int:
         """Bytes that may be queued."""
@@ -153,6 +162,14 @@ class ReceiveFlow:
         self.limit: int = WINDOW_BYTES
         self.eof: bool = False
         self.adjust_due: bool = False
+
+    @classmethod
+    def restored(cls, received: int) -> ReceiveFlow:
+        """A flow that goes on where another process left it: what was received is taken care of."""
+        flow = cls()
+        flow.received = flow.consumed = received
+        flow.grant()
+        return flow
 
     def accept(self, offset: int, data: bytes) -> bytes:
         """Take a DATA frame's bytes; returns those that are new.

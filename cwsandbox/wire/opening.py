@@ -45,15 +45,22 @@ class Attach:
         received: Bytes it received, per substream.
         consumed: Bytes its user took, per substream.
         confirmed: It knows that the stream was confirmed.
+        signals: How many signals it knows to have arrived.
     """
 
     received: tuple[int, ...] = ()
     consumed: tuple[int, ...] = ()
     confirmed: bool = False
+    signals: int = 0
 
     def to_json(self) -> dict[str, Any]:
         """The "attach" member of an OPEN."""
-        return {"received": by_code(self.received), "consumed": by_code(self.consumed), "confirmed": self.confirmed}
+        document: dict[str, Any] = {
+            "received": by_code(self.received),
+            "consumed": by_code(self.consumed),
+            "confirmed": self.confirmed,
+        }
+        return {**document, "signals": self.signals} if self.signals else document
 
     @classmethod
     def from_json(cls, document: Any, codes: int) -> Attach:
@@ -66,7 +73,10 @@ class Attach:
             raise ProtocolError("attach is not an object")
         received = offsets(document.get("received"), codes)
         consumed = offsets(document.get("consumed"), codes)
-        return cls(received, consumed, document.get("confirmed") is True)
+        signals = document.get("signals", 0)
+        if type(signals) is not int or not 0 <= signals < 2**64:
+            raise ProtocolError("attach with malformed signals")
+        return cls(received, consumed, document.get("confirmed") is True, signals)
 
 
 def by_code(values: Iterable[int]) -> dict[str, int]:

@@ -21,7 +21,7 @@ from cwsandbox.wire.opening import Attach, Role, StreamKind, by_code
 from cwsandbox.wire.signals import is_signal_name
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Mapping, Sequence
 
     from cwsandbox.wire.errors import Status
 
@@ -59,7 +59,7 @@ class Stream:
 
     def __init__(
         self,
-        channel: Scheduler,
+        channel: Scheduler | None,
         role: Role,
         *,
         stream_id: int,
@@ -77,7 +77,7 @@ class Stream:
         self.peer_closed: bool = False
         self.closing: bool = False
         self.closed = False
-        self._channel: Scheduler | None = channel
+        self._channel = channel
         self._role = role
         self._successor: Stream | None = None
         client = role is Role.CLIENT
@@ -104,6 +104,25 @@ class Stream:
         self._urgent = False
         self._in_turn = False
         self._last_code = 0
+
+    @classmethod
+    def restored(
+        cls, kind: StreamKind, exec_id: str, info: Mapping[str, Any], outputs: Sequence[SendFlow], received: int
+    ) -> Stream:
+        """Server: a confirmed stream that another process began; it waits for its client, as after `abandon`.
+
+        Args:
+            kind: What it is for.
+            exec_id: What the client asks for it by.
+            info: What it was confirmed with.
+            outputs: What the client may not have taken yet, by substream (`SendFlow.restored`).
+            received: How many bytes of the client's were received.
+        """
+        stream = cls(None, Role.SERVER, stream_id=0, kind=kind, params={}, exec_id=exec_id)
+        stream.confirm(info)
+        stream._out = tuple(outputs)
+        stream._in = (ReceiveFlow.restored(received),)
+        return stream
 
     def __repr__(self) -> str:
         state = "closed" if self.closed else "closing" if self.closing else "open" if self.confirmed else "opening"
@@ -150,6 +169,14 @@ class Stream:
         self._must_be_confirmed()
         flow.eof = True
         self._wake()
+
+    def taken(self, code: int = 0) -> int:
+        """Offset up to which the peer's user is known to have taken what was sent.
+
+        Raises:
+            ValueError: This side does not send on that substream.
+        """
+        return self._sender(code).consumed
 
     @property
     def drained(self) -> bool:
@@ -440,7 +467,7 @@ class Stream:
         if self._heard or self.closing:
             received = tuple(flow.received for flow in self._in)
             consumed = tuple(flow.consumed for flow in self._in)
-            document["attach"] = Attach(received, consumed, self.confirmed).to_json()
+            document["attach"] = Attach(received, consumed, self.confirmed, self._signals_base).to_json()
             for flow in self._in:
                 flow.grant()
         else:
@@ -470,6 +497,8 @@ class Stream:
             if not self.peer_closed:
                 flow.rewind(attach.received[code])
             flow.acknowledge(attach.consumed[code], attach.consumed[code] + WINDOW_BYTES)
+        # Another process may have received them.
+        self._signals_received = max(self._signals_received, attach.signals)
         self._channel, self.id = channel, placeholder.id
         for in_flow in self._in:
             in_flow.grant()

@@ -40,12 +40,35 @@ if TYPE_CHECKING:
     from cwsandbox.wire.streams import FileInfo, FilesOpen
 
 
+class HostSource:
+    """Keeps nothing: what it gave out does not survive the gateway."""
+
+    def __init__(self, stream: anyio.abc.ByteReceiveStream) -> None:
+        self._stream = stream
+        self.position = 0
+
+    def recall(self) -> bytes:
+        return b""
+
+    def release(self, offset: int) -> None:
+        assert offset <= self.position
+
+    async def receive(self, max_bytes: int = 65536) -> bytes:
+        data = await self._stream.receive(max_bytes)
+        self.position += len(data)
+        return data
+
+    async def aclose(self) -> None:
+        await self._stream.aclose()
+
+
 class HostSink:
     def __init__(self, stream: anyio.abc.ByteSendStream) -> None:
         self._stream = stream
-        self.sent_bytes = 0
+        self.sent_bytes = self.taken_bytes = 0
 
     async def send(self, data: bytes) -> None:
+        self.taken_bytes += len(data)
         await self._stream.send(data)
         self.sent_bytes += len(data)
 
@@ -54,13 +77,14 @@ class HostSink:
 
 
 class HostCommand:
-    def __init__(self, exec_id: str, process: anyio.abc.Process) -> None:
+    def __init__(self, exec_id: str, process: anyio.abc.Process, note: object = None) -> None:
         self.exec_id = exec_id
+        self.note = note
         self.process = process
         self.pid = process.pid
         assert process.stdout is not None
-        self.stdout = process.stdout
-        self.stderr = process.stderr
+        self.stdout = HostSource(process.stdout)
+        self.stderr = HostSource(process.stderr) if process.stderr is not None else None
         self.stdin = HostSink(process.stdin) if process.stdin is not None else None
         self.gone = False
         self.killed = anyio.Event()
@@ -86,9 +110,8 @@ class HostCommand:
         await anyio.lowlevel.checkpoint()
         self.sizes.append(size)
 
-    async def aclose(self) -> None:
-        if self.process.returncode is not None:
-            await self.process.aclose()
+    def forget(self) -> None:
+        self.forgotten = True
 
 
 class HostFile:
@@ -176,7 +199,9 @@ class HostBox:
         if spec.cwd is not None and not os.path.isdir(spec.cwd):
             raise CommandNotStartedError(f"cannot change to {spec.cwd}", 2)
         joined = spec.terminal is not None  # A terminal is a pipe here: one stream, and no echo.
-        command = await _spawn(spec.exec_id, spec.argv, dict(spec.env), stdin=spec.stdin, joined=joined)
+        command = await _spawn(
+            spec.exec_id, spec.argv, dict(spec.env), stdin=spec.stdin, joined=joined, note=spec.note
+        )
         self._commands.append(command)
         self._runner.executed.append(spec)
         return command
@@ -306,7 +331,13 @@ class HostRunner:
 
 
 async def _spawn(
-    exec_id: str, argv: Sequence[str], env: dict[str, str], *, stdin: bool, joined: bool = False
+    exec_id: str,
+    argv: Sequence[str],
+    env: dict[str, str],
+    *,
+    stdin: bool,
+    joined: bool = False,
+    note: object = None,
 ) -> HostCommand:
     try:
         process = await anyio.open_process(
@@ -320,4 +351,4 @@ async def _spawn(
         raise CommandNotStartedError(f"{argv[0]}: not found", 127) from None
     except PermissionError:
         raise CommandNotStartedError(f"{argv[0]}: not executable", 126) from None
-    return HostCommand(exec_id, process)
+    return HostCommand(exec_id, process, note)

@@ -4,14 +4,17 @@ from __future__ import annotations
 
 import sqlite3
 import stat
+from time import monotonic
 from typing import TYPE_CHECKING
 
 import anyio
 import pytest
 
 from cwsandbox.gateway import reaper
+from cwsandbox.gateway.execution import Note
 from cwsandbox.gateway.service import Limits
 from cwsandbox.gateway.store import Store
+from cwsandbox.runners.base import ExecSpec
 from cwsandbox.wire.errors import Code
 from cwsandbox.wire.resources import State
 from tests.gateway.conftest import ME, execute, open_world, spec_of
@@ -32,20 +35,18 @@ class TestStore:
                 store.put(f"s{number}", f"body {number}")
             store.put("s0", "newer")
             store.delete("s1")
-            store.put_detached("s2", "x")
             await store.flush()
             async with Store.open(str(path)) as other:
                 stored = await other.load()
-            assert len(stored.records) == 99
-            assert "newer" in stored.records
-            assert stored.detached == {("s2", "x")}
+            assert len(stored) == 99
+            assert "newer" in stored
             assert {stat.S_IMODE(file.stat().st_mode) for file in folder.glob("db*")} == {0o600}
 
     async def test_leaving_writes_what_is_left(self, folder: Path) -> None:
         async with Store.open(str(folder / "db")) as store:
             store.put("a", "body")
         async with Store.open(str(folder / "db")) as store:
-            assert (await store.load()).records == ("body",)
+            assert await store.load() == ("body",)
 
     async def test_a_failed_write_is_reported_and_made_up_for(
         self, folder: Path, monkeypatch: pytest.MonkeyPatch
@@ -62,7 +63,7 @@ class TestStore:
                     await store.flush()
             store.put("b", "2")
             await store.flush()
-            assert set((await store.load()).records) == {"1", "2"}
+            assert set(await store.load()) == {"1", "2"}
 
     async def test_something_else_than_a_database(self, folder: Path) -> None:
         (folder / "db").write_bytes(b"not a database" * 100)
@@ -115,7 +116,7 @@ class TestReaper:
                 while list(world.service.sandboxes()):
                     await anyio.sleep(0.02)
             await world.store.flush()
-            assert (await world.store.load()).records == ()
+            assert (await world.store.load()) == ()
 
     async def test_only_so_many_ended_ones_are_kept(self, folder: Path) -> None:
         async with open_world(folder, limits=Limits(ended_records=2)) as world:
@@ -162,7 +163,7 @@ class TestRestart:
                 for sandbox in made:
                     await sandbox.log.wait_beyond(0)
                 await world.store.flush()
-                for number, body in enumerate((await world.store.load()).records):
+                for number, body in enumerate(await world.store.load()):
                     store.put(f"{number}", body)
                 runner.survivors = list(first.boxes.values())
                 first.boxes.clear()
@@ -206,34 +207,63 @@ class TestRestart:
             with pytest.raises(Exception, match=stray):
                 world.service.get(ME, stray)
 
-    async def test_commands_of_the_dead_gateway_are_killed_and_their_streams_lost(self, folder: Path) -> None:
+    async def test_commands_of_the_dead_gateway_wait_for_their_clients_and_are_killed_after_the_grace(
+        self, folder: Path
+    ) -> None:
         runner = HostRunner()
         (alive,) = await self.survivors(folder, runner, ("sh", "-c", "echo a; sleep 1000"))
-        from cwsandbox.runners.base import ExecSpec
-
         left = await runner.boxes[alive].exec(ExecSpec(exec_id="x1", argv=("sleep", "1000")))
+        async with open_world(folder, runner, Limits(grace_seconds=0.1)):
+            with anyio.fail_after(5):
+                await left.killed.wait()
+
+    async def test_a_client_goes_on_with_its_command_at_the_next_gateway(self, folder: Path) -> None:
+        runner = HostRunner()
+        (alive,) = await self.survivors(folder, runner, ("sh", "-c", "echo a; sleep 1000"))
+        await runner.boxes[alive].exec(ExecSpec(exec_id="x1", argv=("sh", "-c", "read x; echo $x; exit 5"), stdin=True))
+        async with open_world(folder, runner) as world:
+            client = await world.client()
+            result = execute(client, world.service.get(ME, alive), "not", "run", exec_id="x1", stdin=True)
+            result.stream.confirmed = result.stream._heard = True  # By the dead gateway.
+            result.stream.send(b"word\n")
+            client.mux = client.mux.resume()
+            client.socket.drop()
+            await client.reconnect()
+            await result.wait()
+            assert (result.stdout, result.status) == (b"word\n", 5)
+            assert [spec.argv for spec in runner.executed] == [("sh", "-c", "read x; echo $x; exit 5")]
+
+    async def test_the_time_of_a_command_goes_on_at_the_next_gateway(self, folder: Path) -> None:
+        runner = HostRunner()
+        (alive,) = await self.survivors(folder, runner, ("sh", "-c", "echo a; sleep 1000"))
+        note = Note(limit=60.0, deadline=monotonic() + 0.05).to_json()
+        left = await runner.boxes[alive].exec(ExecSpec(exec_id="x1", argv=("sleep", "1000"), note=note))
         async with open_world(folder, runner) as world:
             with anyio.fail_after(5):
                 await left.killed.wait()
             client = await world.client()
             result = execute(client, world.service.get(ME, alive), "sleep", "1000", exec_id="x1")
-            result.stream.confirmed = result.stream._heard = True  # By the dead gateway.
-            client.mux = client.mux.resume()
-            client.socket.drop()
-            await client.reconnect()
             await result.wait()
             assert result.failure is not None
-            assert result.failure.code is Code.ABORTED
+            assert result.failure.code is Code.DEADLINE_EXCEEDED
+            assert "60 s" in result.failure.message
+
+    @pytest.mark.parametrize(
+        "note",
+        [None, [], "x", {"limit": "1", "deadline": []}, {"limit": 1}, {"deadline": float("nan"), "limit": 1.0}],
+    )
+    async def test_a_note_from_a_box_that_lies_limits_nothing_and_breaks_nothing(self, note: object) -> None:
+        assert Note.from_json(note) == Note()
 
     async def test_detached_commands_survive_a_restart(self, folder: Path) -> None:
         runner = HostRunner()
         (alive,) = await self.survivors(folder, runner, ("sh", "-c", "echo a; sleep 1000"))
-        from cwsandbox.runners.base import ExecSpec
-
-        kept = await runner.boxes[alive].exec(ExecSpec(exec_id="x2", argv=("sleep", "1000")))
-        async with Store.open(str(folder / "sandboxes.sqlite")) as store:
-            store.put_detached(alive, "x2")
-        async with open_world(folder, runner) as world:
-            await anyio.wait_all_tasks_blocked()
+        kept, left = [
+            await runner.boxes[alive].exec(ExecSpec(exec_id=name, argv=("sleep", "1000"), note=note))
+            for name, note in (("kept", Note(detach=True).to_json()), ("left", Note().to_json()))
+        ]
+        async with open_world(folder, runner, Limits(grace_seconds=0.1)) as world:
+            with anyio.fail_after(5):
+                await left.killed.wait()
             assert kept.process.returncode is None
             assert world.service.get(ME, alive).record.state is State.RUNNING

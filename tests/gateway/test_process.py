@@ -187,13 +187,13 @@ def test_it_ends_when_asked_by_request(folder: Path, mark: str) -> None:
     assert running(mark) == []
 
 
-def test_a_killed_gateways_successor_takes_its_sandboxes_back(folder: Path, mark: str) -> None:
+def test_a_killed_gateways_successor_takes_its_sandboxes_back_and_their_commands(folder: Path, mark: str) -> None:
     with GatewayProcess(folder) as gateway:
         sandbox_id = gateway.sandbox()
         channel = SyncChannel(gateway.socket)
-        stream = channel.start(sandbox_id, "sh", "-c", f"echo begun; sleep {mark}")
-        while not stream.confirmed:
-            channel.until(wire.Data)
+        script = f"echo begun; read word; echo got $word; sleep {mark}"
+        stream = channel.start(sandbox_id, "sh", "-c", script, stdin=True)
+        assert channel.until(wire.Data)[bytes] == b"begun\n"
         gateway.process.kill()
         gateway.process.wait()
         channel.close()
@@ -203,12 +203,16 @@ def test_a_killed_gateways_successor_takes_its_sandboxes_back(folder: Path, mark
         assert record["status"]["state"] == "STATE_RUNNING"
         again = SyncChannel(successor.socket)
         again.mux = channel.mux.resume()
+        stream.send(b"word\n")
         again.flush()
-        seen = again.until(wire.Closed)
-        assert seen[wire.Failed].status.code is Code.ABORTED
+        assert again.until(wire.Data)[bytes] == b"got word\n"
+        wait_until(lambda: bool(running(mark)), "the old command does not go on")
+        stream.close()
+        again.flush()
+        again.until(wire.Closed)
+        assert not running(mark)
         again.start(sandbox_id, "echo", "still here")
         assert again.until(wire.Closed)[bytes] == b"still here\n"
-        wait_until(lambda: not running(mark), "the old command lives")
         again.close()
 
 

@@ -204,7 +204,7 @@ class TestDelete:
         await ended(world, sandbox.record.sandbox_id)
         await world.service.delete(ME, sandbox.record.sandbox_id)
         await world.store.flush()
-        assert (await world.store.load()).records == ()
+        assert await world.store.load() == ()
 
 
 class TestWaiting:

@@ -75,6 +75,18 @@ class TestFlow:
         await stalled.wait()
         assert len(stalled.output[0]) == 64 * MIB
 
+    async def test_a_reader_that_took_its_window_while_it_was_away_gets_the_rest(self, world: World) -> None:
+        sandbox = await world.sandbox()
+        client = await world.client()
+        stalled = execute(client, sandbox, "head", "-c", str(8 * MIB), "/dev/zero", paced=False)
+        await stalled.wait_output(WINDOW_BYTES)
+        client.socket.drop()
+        stalled.paced = True
+        stalled.stream.consumed(WINDOW_BYTES)
+        await client.reconnect()
+        await stalled.wait()
+        assert len(stalled.output[0]) == 8 * MIB
+
     async def test_a_client_that_reads_nothing_at_all_bounds_the_gateway(self, world: World) -> None:
         sandbox = await world.sandbox()
         stuck, client = await world.client(), await world.client()

@@ -159,7 +159,7 @@ class RunnerContract:
         for number, command in enumerate(commands):
             assert await read_all(command.stdout) == str(number).encode()
             assert await command.wait() == ExitStatus(code=0)
-            await command.aclose()
+            command.forget()
         assert box.commands() == []
 
     # -- how commands are started
@@ -259,7 +259,7 @@ class RunnerContract:
             if not scope.cancelled_caught:
                 for command in box.commands():
                     await command.kill()
-                    await command.aclose()
+                    command.forget()
             assert host_processes(word) == []
         assert box.commands() == []
 
@@ -357,7 +357,7 @@ class RunnerContract:
                     tasks.start_soon(command.kill)
         for command in commands:
             assert await command.wait() == ExitStatus(signal=signal.SIGKILL)
-            await command.aclose()
+            command.forget()
 
     # -- files
 

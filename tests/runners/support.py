@@ -63,7 +63,7 @@ async def started(box: Box, *argv: str, **options) -> AsyncGenerator[Command]:
     finally:
         with anyio.CancelScope(shield=True):
             await command.kill()
-            await command.aclose()
+            command.forget()
 
 
 class Result:
@@ -98,7 +98,7 @@ async def run(
             tasks.start_soon(collect, "stderr", command.stderr)
             tasks.start_soon(feed)
         status = await command.wait()
-    await command.aclose()
+    command.forget()
     return Result(status, outputs["stdout"], outputs["stderr"])
 
 

@@ -109,7 +109,7 @@ async def test_a_thousand_commands_leak_no_descriptors(box) -> None:
 async def _run_and_forget(box) -> None:
     command = await box.exec(ExecSpec(exec_id(), ("true",), stdin=True))
     await command.wait()
-    await command.aclose()
+    command.forget()
 
 
 async def test_boxes_leak_no_descriptors_here(runner) -> None:
@@ -134,10 +134,10 @@ async def test_a_full_box_says_so_and_can_still_be_emptied(runner) -> None:
                 while True:
                     command = await box.exec(ExecSpec(exec_id(), ("true",)))
                     await command.wait()
-                    await command.aclose()
+                    command.forget()
             await hog.kill()
             assert (await run(box, "echo", "room")).text == "room\n"
-        await hog.aclose()
+        hog.forget()
     finally:
         await box.stop(0)
 
@@ -153,7 +153,7 @@ async def test_a_fork_bomb_is_killed_or_the_sandbox_ends(runner) -> None:
         await anyio.sleep(0.3)
         with anyio.fail_after(FINISH_SECONDS):
             await bomb.kill()
-        await bomb.aclose()
+        bomb.forget()
     finally:
         await box.stop(0)
 
@@ -161,7 +161,7 @@ async def test_a_fork_bomb_is_killed_or_the_sandbox_ends(runner) -> None:
 async def test_a_daemon_that_floods_a_forgotten_pipe_does_not_slow_its_agent_to_a_halt(box) -> None:
     command = await box.exec(ExecSpec("flood", ("sh", "-c", "yes & echo started")))
     await command.wait()
-    await command.aclose()
+    command.forget()
     with anyio.fail_after(FINISH_SECONDS):
         for _ in range(20):
             assert (await shell(box, "echo still here")).text == "still here\n"

@@ -46,26 +46,23 @@ def serve(plan: dict[str, Any], listener: socket.socket) -> NoReturn:
 class Command:
     """A command that runs or was not forgotten yet."""
 
-    def __init__(self, exec_id: str, started: Started, mark: Mark, *, terminal: bool) -> None:
+    def __init__(self, exec_id: str, started: Started, mark: Mark, note: Any) -> None:
         self.exec_id = exec_id
         self.pid: int = started.pid
-        self.stdin: int = started.stdin
-        self.stdout: int = started.stdout
-        self.stderr: int = started.stderr
+        self.fds = started.fds
+        """What the gateway has too, by the names of `protocol.JOURNALS`."""
         self.mark = mark
-        self.terminal = terminal
+        self.note = note
+        """What the gateway wants to be told when it comes back."""
         self.status: int | None = None
         """What `os.waitstatus_to_exitcode` gives: an exit code, or a negative signal."""
 
-    def streams(self) -> list[int]:
-        """The gateway's ends, stdin first."""
-        return [fd for fd in (self.stdin, self.stdout, self.stderr) if fd >= 0]
-
-    def close_stdin(self) -> None:
-        """End of input, as far as the agent's copy goes."""
-        if self.stdin >= 0:
-            os.close(self.stdin)
-            self.stdin = -1
+    def close(self, *names: str) -> None:
+        """Close the agent's copies."""
+        for name in names:
+            fd = self.fds.pop(name, -1)
+            if fd >= 0:
+                os.close(fd)
 
 
 class Gateway:
@@ -212,11 +209,11 @@ class Agent:
                 "event": "command",
                 "exec": command.exec_id,
                 "pid": command.pid,
-                "stdin": command.stdin >= 0,
-                "terminal": command.terminal,
+                "fds": list(command.fds),
+                "note": command.note,
                 "status": command.status,
             }
-            gateway.send(body, fds=command.streams())
+            gateway.send(body, fds=list(command.fds.values()))
 
     def _converse(self, gateway: Gateway, mask: int) -> None:
         if mask & _WRITE:
@@ -260,9 +257,10 @@ class Agent:
         except BaseException:
             _release(mark)
             raise
-        command = Command(body["exec"], started, mark, terminal=terminal is not None)
+        command = Command(body["exec"], started, mark, body["note"])
         self._commands[command.exec_id] = self._running[command.pid] = command
-        gateway.send({"id": body["id"], "pid": command.pid}, fds=command.streams())
+        reply = {"id": body["id"], "pid": command.pid, "fds": list(command.fds)}
+        gateway.send(reply, fds=list(command.fds.values()))
 
     def _signal(self, gateway: Gateway, message: protocol.Message) -> None:
         command = self._commands.get(message.body["exec"])
@@ -285,16 +283,16 @@ class Agent:
     def _close_stdin(self, gateway: Gateway, message: protocol.Message) -> None:
         command = self._commands.get(message.body["exec"])
         if command is not None:
-            command.close_stdin()
+            command.close("stdin")
 
     def _forget(self, gateway: Gateway, message: protocol.Message) -> None:
         command = self._commands.pop(message.body["exec"], None)
         if command is None:
             return
-        command.close_stdin()
+        command.close(*(command.fds.keys() - {"stdout", "stderr"}))
         if command.mark.value not in self._kills:
             _release(command.mark)
-        for fd in command.streams():
+        for fd in command.fds.values():
             # What still writes there must not be stopped by a full pipe, nor killed by a broken one.
             self._selector.register(fd, _READ, lambda _, fd=fd: self._drain(fd))
 

@@ -7,7 +7,6 @@ import errno
 import os
 import signal
 import socket
-import stat
 import struct
 from typing import TYPE_CHECKING, Any
 
@@ -132,15 +131,19 @@ class LocalBox:
             "env": dict(spec.env),
             "cwd": spec.cwd,
             "stdin": spec.stdin and spec.terminal is None,
+            "note": spec.note,
             "terminal": None if spec.terminal is None else _size(spec.terminal.columns, spec.terminal.rows),
         }
         self._starting[spec.exec_id] = None
         try:
             reply = await self._ask(body)
-            command = self._adopt(spec.exec_id, reply, stdin=spec.stdin, terminal=spec.terminal is not None)
+            command = self._adopt(spec.exec_id, reply)
         except anyio.get_cancelled_exc_class():
             await self._take_back(spec.exec_id)
             raise
+        except OSError as error:
+            await self._take_back(spec.exec_id)
+            raise RunnerError(f"the gateway is out of descriptors: {error.strerror}") from error
         finally:
             early = self._starting.pop(spec.exec_id)
         if early is not None:
@@ -370,14 +373,11 @@ class LocalBox:
 
     # -- what the agent says
 
-    def _adopt(self, exec_id: str, message: protocol.Message, *, stdin: bool, terminal: bool) -> LocalCommand:
-        pid, fds = message.body.get("pid"), list(message.fds)
-        kind = stat.S_ISCHR if terminal else stat.S_ISFIFO
-        expected = 1 if terminal else 2 + stdin
-        if not isinstance(pid, int) or len(fds) != expected or not all(kind(os.fstat(fd).st_mode) for fd in fds):
-            message.close_fds()
-            raise self._broken("a command without its streams")
-        command = self._commands[exec_id] = LocalCommand(self, exec_id, pid, fds, stdin=stdin, terminal=terminal)
+    def _adopt(self, exec_id: str, message: protocol.Message) -> LocalCommand:
+        try:
+            command = self._commands[exec_id] = LocalCommand(self, exec_id, message)
+        except protocol.ProtocolError as error:
+            raise self._broken(str(error)) from error
         return command
 
     async def _take_back(self, exec_id: str) -> None:
@@ -422,10 +422,9 @@ class LocalBox:
     def _rejoin(self, message: protocol.Message) -> None:
         body = message.body
         exec_id, status = _text(body.get("exec")), body.get("status")
-        terminal = body.get("terminal") is True
         try:
-            command = self._adopt(exec_id, message, stdin=terminal or body.get("stdin") is True, terminal=terminal)
-        except BoxGoneError as error:
+            command = self._adopt(exec_id, message)
+        except (BoxGoneError, OSError) as error:
             raise protocol.ProtocolError(str(error)) from error
         if exec_id == MAIN:
             self._main = command

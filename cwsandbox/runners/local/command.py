@@ -3,17 +3,26 @@
 from __future__ import annotations
 
 import os
-from typing import TYPE_CHECKING
+import stat
+from typing import TYPE_CHECKING, Any
 
 import anyio
 import anyio.lowlevel
 
 from cwsandbox.runners.base import BoxGoneError, ExitStatus, TerminalSize
+from cwsandbox.runners.local.journal import Journal, is_journal
 from cwsandbox.runners.local.link import LinkClosedError
-from cwsandbox.runners.local.streams import PipeSink, PipeSource, adopt_pipe
+from cwsandbox.runners.local.protocol import ProtocolError
+from cwsandbox.runners.local.streams import PipeSink, PipeSource, TerminalSource, adopt_pipe
 
 if TYPE_CHECKING:
+    from cwsandbox.runners.local import protocol
     from cwsandbox.runners.local.box import LocalBox
+
+_PIPES = {"stdin": os.O_WRONLY, "stdout": os.O_RDONLY, "stderr": os.O_RDONLY}
+_RELAY = {"relay_out": os.O_RDONLY, "relay_in": os.O_WRONLY}
+_OF_PIPES = {"stdout", "stderr", "output", "errors"}
+_OF_TERMINAL = {"stdout", "output", "input", *_RELAY}
 
 
 class LocalCommand:
@@ -22,32 +31,37 @@ class LocalCommand:
     Args:
         box: The box it runs in.
         exec_id: Unique in the box.
-        pid: Its process id inside the box.
-        fds: Descriptors from the agent, which the command owns: stdin if there is one, stdout, stderr unless there is
-            a terminal.
-        stdin: Whether there is a stdin.
-        terminal: Whether stdout is a terminal's master side.
+        message: What the agent says of it; the command owns the descriptors that come with it.
+
+    Raises:
+        ProtocolError: The agent sent something else than a command's streams; the descriptors are closed.
     """
 
-    def __init__(self, box: LocalBox, exec_id: str, pid: int, fds: list[int], *, stdin: bool, terminal: bool) -> None:
+    def __init__(self, box: LocalBox, exec_id: str, message: protocol.Message) -> None:
         self._box = box
         self._exec_id = exec_id
-        self._pid = pid
-        self._terminal = terminal
-        self._stdin: PipeSink | None = None
-        self._stderr: PipeSource | None = None
+        self._note = message.body.get("note")
         self._status: ExitStatus | None = None
         self._ended = anyio.Event()
         self._forgotten = False
-        if terminal:
-            self._stdout = PipeSource(fds[0], terminal=True)
-            if stdin:
-                self._stdin = PipeSink(os.dup(fds[0]), self._stdin_closed, terminal=True)
+        try:
+            self._pid = _pid(message)
+            fds = _descriptors(message)
+        except (ProtocolError, OSError):
+            message.close_fds()
+            raise
+        self._terminal = "relay_in" in fds
+        journals = {name: Journal(fds[name]) for name in ("input", "output", "errors") if name in fds}
+        self._stdin = self._stderr = None
+        self._stdout: PipeSource
+        if self._terminal:
+            self._stdout = TerminalSource(fds["stdout"], (fds["relay_out"], fds["relay_in"]), journals["output"])
+            self._stdin = PipeSink(os.dup(fds["stdout"]), journals["input"], self._stdin_closed, terminal=True)
         else:
-            if stdin:
-                self._stdin = PipeSink(adopt_pipe(fds[0], os.O_WRONLY), self._stdin_closed)
-            self._stdout = PipeSource(adopt_pipe(fds[-2], os.O_RDONLY))
-            self._stderr = PipeSource(adopt_pipe(fds[-1], os.O_RDONLY))
+            self._stdout = PipeSource(fds["stdout"], journals["output"])
+            self._stderr = PipeSource(fds["stderr"], journals["errors"])
+            if "input" in journals:
+                self._stdin = PipeSink(fds.get("stdin", -1), journals["input"], self._stdin_closed)
 
     @property
     def exec_id(self) -> str:
@@ -58,6 +72,11 @@ class LocalCommand:
     def pid(self) -> int:
         """The process id inside the box."""
         return self._pid
+
+    @property
+    def note(self) -> Any:
+        """What came with its `ExecSpec`, from the agent: not to be trusted."""
+        return self._note
 
     @property
     def stdin(self) -> PipeSink | None:
@@ -98,7 +117,7 @@ class LocalCommand:
             if source is not None:
                 source.settle()
         if self._stdin is not None:
-            self._stdin.close()
+            self._stdin.hang_up()
 
     async def wait(self) -> ExitStatus:
         """Wait for the first process to end. Cancelling stops waiting only.
@@ -136,8 +155,8 @@ class LocalCommand:
     async def resize(self, size: TerminalSize) -> None:
         """Tell the terminal its new size; the programs in the foreground get SIGWINCH."""
         await anyio.lowlevel.checkpoint()
-        if self._terminal:
-            self._stdout.set_terminal_size(size.columns, size.rows)
+        if isinstance(self._stdout, TerminalSource):
+            self._stdout.set_size(size.columns, size.rows)
 
     def _close(self) -> None:
         """Close what this side holds."""
@@ -145,10 +164,54 @@ class LocalCommand:
             if stream is not None:
                 stream.close()
 
-    async def aclose(self) -> None:
+    def forget(self) -> None:
         """Forget the command: here and in the agent. A running command is not killed; what it prints is discarded."""
-        await anyio.lowlevel.checkpoint_if_cancelled()
         if not self._forgotten:
             self._forgotten = True
             self._box._forget(self)
             self._close()
+
+
+def _pid(message: protocol.Message) -> int:
+    pid = message.body.get("pid")
+    if not isinstance(pid, int):
+        raise ProtocolError("a command without its process")
+    return pid
+
+
+def _descriptors(message: protocol.Message) -> dict[str, int]:
+    """A command's descriptors by name, all of the kind that they should be.
+
+    Pipes are opened anew: a passed descriptor shares its flags with the agent's copy, and one that the agent could
+    make blocking has no place on the event loop.
+    """
+    names = message.body.get("fds")
+    if not isinstance(names, list) or len(names) != len(message.fds) or len({*map(str, names)}) != len(names):
+        raise ProtocolError("a command without its streams")
+    fds = dict(zip(map(str, names), message.fds, strict=True))
+    terminal = fds.keys() == _OF_TERMINAL
+    if not terminal and fds.keys() - {"stdin", "input"} != _OF_PIPES:
+        raise ProtocolError("a command without its streams")
+    if "stdin" in fds and "input" not in fds:
+        raise ProtocolError("an input without its journal")
+    pipes = {name: flags for name, flags in (_RELAY if terminal else _PIPES).items() if name in fds}
+    for name, fd in fds.items():
+        if name in pipes:
+            fine = stat.S_ISFIFO(os.fstat(fd).st_mode)
+        elif name == "stdout":
+            fine = stat.S_ISCHR(os.fstat(fd).st_mode) and os.isatty(fd)
+        else:
+            fine = is_journal(fd)
+        if not fine:
+            raise ProtocolError(f"a command whose {name} is none")
+    ours: dict[str, int] = {}
+    try:
+        for name, flags in pipes.items():
+            ours[name] = adopt_pipe(fds[name], flags)
+    except OSError:
+        for fd in ours.values():
+            os.close(fd)
+        raise
+    for name in ours:
+        os.close(fds[name])
+    return fds | ours

@@ -23,6 +23,9 @@ MAX_MESSAGE_BYTES = 32 * 1024 * 1024
 INLINE_FILE_BYTES = 64 * 1024
 """File contents up to this size travel in a message, larger ones as a descriptor."""
 MAX_DESCRIPTORS = 8
+JOURNALS = {"stdin": "input", "stdout": "output", "stderr": "errors"}
+"""A command's descriptors go by names: its streams (`stdout` is the terminal's master side if it has one), the journal
+of each, and the pipe `relay_in`, `relay_out` between a terminal and its journal."""
 
 _LENGTH = struct.Struct("!I")
 _IN_MEMFD = 0xFFFF_FFFF

@@ -12,6 +12,8 @@ import struct
 import termios
 from typing import TYPE_CHECKING, NamedTuple
 
+from cwsandbox.runners.local import journal, protocol
+
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
@@ -29,12 +31,10 @@ class NotStartedError(Exception):
 
 
 class Started(NamedTuple):
-    """A running command and the gateway's ends of its streams; -1 where there is none."""
+    """A running command and what the gateway gets of its streams, by the names in `protocol`."""
 
     pid: int
-    stdin: int
-    stdout: int
-    stderr: int
+    fds: dict[str, int]
 
 
 class Spawner:
@@ -67,35 +67,45 @@ class Spawner:
             os.chdir("/")
 
     def _start_on_pipes(self, program: str, argv: list[str], env: dict[str, str], *, stdin: bool) -> Started:
-        opened: list[int] = []
+        ours: dict[str, int] = {}
+        theirs: list[int] = []
         try:
-            for _ in range(2 + stdin):
-                opened += os.pipe()
-            out_read, out_write, err_read, err_write = opened[:4]
-            in_read, in_write = opened[4:] if stdin else (self._null, -1)
+            for name in ("stdout", "stderr"):
+                ours[name], end = os.pipe()
+                theirs.append(end)
+            if stdin:
+                end, ours["stdin"] = os.pipe()
+                theirs.append(end)
+            for name, fd in list(ours.items()):
+                os.set_blocking(fd, False)
+                ours[protocol.JOURNALS[name]] = journal.make()
             actions = [
-                (os.POSIX_SPAWN_DUP2, in_read, 0),
-                (os.POSIX_SPAWN_DUP2, out_write, 1),
-                (os.POSIX_SPAWN_DUP2, err_write, 2),
+                (os.POSIX_SPAWN_DUP2, theirs[2] if stdin else self._null, 0),
+                (os.POSIX_SPAWN_DUP2, theirs[0], 1),
+                (os.POSIX_SPAWN_DUP2, theirs[1], 2),
             ]
             pid = self._spawn(program, argv, env, actions)
         except BaseException:
-            for fd in opened:
+            for fd in ours.values():
                 os.close(fd)
             raise
-        for fd in (out_write, err_write, *opened[4:5]):
-            os.close(fd)
-        for fd in (out_read, err_read, *opened[5:]):
-            os.set_blocking(fd, False)
-        return Started(pid, in_write, out_read, err_read)
+        finally:
+            for fd in theirs:
+                os.close(fd)
+        return Started(pid, ours)
 
     def _start_on_terminal(
         self, program: str, argv: list[str], env: dict[str, str], terminal: tuple[int, int]
     ) -> Started:
-        master, slave = os.openpty()
+        ours: dict[str, int] = {}
+        ours["stdout"], slave = os.openpty()
         try:
+            ours["relay_out"], ours["relay_in"] = os.pipe()
+            ours["output"], ours["input"] = journal.make(), journal.make()
+            for name in ("stdout", "relay_out", "relay_in"):
+                os.set_blocking(ours[name], False)
             columns, rows = terminal
-            fcntl.ioctl(master, termios.TIOCSWINSZ, struct.pack("HHHH", rows, columns, 0, 0))
+            fcntl.ioctl(ours["stdout"], termios.TIOCSWINSZ, struct.pack("HHHH", rows, columns, 0, 0))
             # A session leader's first terminal becomes its controlling one, if it opens it itself.
             actions = [
                 (os.POSIX_SPAWN_OPEN, 0, os.ttyname(slave), os.O_RDWR, 0),
@@ -103,13 +113,13 @@ class Spawner:
                 (os.POSIX_SPAWN_DUP2, 0, 2),
             ]
             pid = self._spawn(program, argv, env, actions)
-            os.set_blocking(master, False)
         except BaseException:
-            os.close(master)
+            for fd in ours.values():
+                os.close(fd)
             raise
         finally:
             os.close(slave)
-        return Started(pid, -1, master, -1)
+        return Started(pid, ours)
 
     def _spawn(
         self, program: str, argv: list[str], env: dict[str, str], actions: Sequence[tuple[int | str, ...]]

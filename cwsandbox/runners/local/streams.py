@@ -16,43 +16,62 @@ import anyio.lowlevel
 if TYPE_CHECKING:
     from collections.abc import Callable
 
+    from cwsandbox.runners.local.journal import Journal
+
 _LARGE_PIPE_BYTES = 1024 * 1024
 _BUSY_AFTER_BYTES = 1024 * 1024
+_RECALL_BYTES = 2 * 1024 * 1024
+"""More than a gateway has unreleased: a window, and what `settle` keeps."""
 _END_OF_TRANSMISSION = b"\x04"
 
 
 def adopt_pipe(fd: int, flags: int) -> int:
-    """Open the pipe behind `fd` anew and close `fd`.
+    """Open the pipe behind `fd` anew, for this side alone.
 
     A passed descriptor shares its flags with the agent's copy; one that the agent could make blocking has no place on
     the event loop.
     """
-    try:
-        return os.open(f"/proc/self/fd/{fd}", flags | os.O_NONBLOCK | os.O_CLOEXEC)
-    finally:
-        os.close(fd)
+    return os.open(f"/proc/self/fd/{fd}", flags | os.O_NONBLOCK | os.O_CLOEXEC)
 
 
 class PipeSource:
-    """The output of a command, from a pipe or a terminal's master side.
+    """The output of a command, from a pipe.
 
     It ends when all writers closed it, or when the command has exited and what was in the pipe at that moment was read.
+    What is received goes through the journal and stays there until it is released.
+
+    Args:
+        fd: The pipe; the source owns it.
+        journal: What was received by an earlier gateway and not released is received again.
     """
 
-    def __init__(self, fd: int, *, terminal: bool = False) -> None:
+    def __init__(self, fd: int, journal: Journal) -> None:
         self._fd = fd
-        self._terminal = terminal
+        self._journal = journal
+        self._position = journal.taken
         self._left: int | None = None
         self._received = 0
-        self._ended = False
-        self._settled: bytes | None = None
+        self._settled = False
+        self._ended = journal.sealed
+
+    @property
+    def position(self) -> int:
+        """Offset of what is received next."""
+        return self._position
+
+    def recall(self) -> bytes:
+        """What an earlier gateway received and did not release; at once, and received with that."""
+        data = self._journal.read(self._position, _RECALL_BYTES)
+        self._position += len(data)
+        return data
+
+    def release(self, offset: int) -> None:
+        """What comes before `offset` is not needed again, also not by the next gateway."""
+        self._journal.release(min(offset, self._position))
 
     def command_exited(self) -> None:
-        """Called when the command's first process is gone; the stream ends with what it holds now.
-
-        A terminal ends by itself when nobody has it open any more.
-        """
-        if self._fd < 0 or self._ended or self._terminal or self._left is not None:
+        """Called when the command's first process is gone; the stream ends with what it holds now."""
+        if self._fd < 0 or self._ended or self._left is not None:
             return
         (self._left,) = struct.unpack("i", fcntl.ioctl(self._fd, termios.FIONREAD, b"\0\0\0\0"))
         if self._left == 0:
@@ -66,127 +85,201 @@ class PipeSource:
             anyio.ClosedResourceError: The stream was closed on this side.
         """
         await anyio.lowlevel.checkpoint_if_cancelled()
-        while True:
-            data = self._read(max_bytes)
-            if data is not None:
-                break
-            # Woken by data, by the exit of the command, by `settle`, or by `close`: all are seen by reading.
-            with contextlib.suppress(anyio.ClosedResourceError):
-                await anyio.wait_readable(self._fd)
+        while self._position == self._journal.end and not self._ended:
+            if not self._fill(max_bytes):
+                # Woken by data, by the exit of the command, by `settle`, or by `close`: all are seen by reading.
+                with contextlib.suppress(anyio.ClosedResourceError):
+                    await anyio.wait_readable(self._fd)
+        data = self._journal.read(self._position, max_bytes)
         if not data:
-            self._ended = True
-            self.close()
+            self._close_pipe()
             raise anyio.EndOfStream
+        self._position += len(data)
         await anyio.lowlevel.cancel_shielded_checkpoint()
         return data
 
-    def _read(self, max_bytes: int) -> bytes | None:
-        """Some bytes, none at the end, None if there are none yet."""
-        if self._settled is not None:
-            data, self._settled = self._settled[:max_bytes], self._settled[max_bytes:]
-            return data
-        if self._ended or self._left == 0:
-            return b""
+    def _fill(self, max_bytes: int) -> bool:
+        """Move some bytes into the journal, or find that there are no more; False if there are none yet."""
+        if self._left == 0 or self._settled:
+            self._end()
+            return True
         if self._fd < 0:
             raise anyio.ClosedResourceError
         try:
-            data = os.read(self._fd, max_bytes if self._left is None else min(max_bytes, self._left))
+            count = self._move(max_bytes if self._left is None else min(max_bytes, self._left))
         except BlockingIOError:
-            # After the exit nothing that was counted can be missing, except what another reader took.
-            return None if self._left is None else b""
-        except OSError as error:
-            if error.errno == errno.EIO:
-                return b""
-            raise
+            if self._left is None:
+                return False
+            count = 0  # After the exit nothing that was counted can be missing, except what another reader took.
+        if count == 0:
+            self._end()
         if self._left is not None:
-            self._left -= len(data)
-        self._count(len(data))
-        return data
+            self._left -= count
+        self._count(count)
+        return True
+
+    def _move(self, max_bytes: int) -> int:
+        """Move some bytes into the journal; 0 at the end. Raises BlockingIOError if there are none yet."""
+        return self._journal.fill(self._fd, max_bytes)
+
+    def _end(self) -> None:
+        # Behind an end that the client may know of, no daemon's late words may appear, whoever reads next.
+        self._journal.seal()
+        self._ended = True
 
     def settle(self) -> None:
         """Called when nothing can write any more: keep what is there, and let go of the descriptor."""
         if self._fd < 0:
             return
-        parts: list[bytes] = []
-        while sum(map(len, parts)) < _LARGE_PIPE_BYTES and (data := self._read(_LARGE_PIPE_BYTES)):
-            parts.append(data)
-        self._settled = b"".join(parts)
-        self.close()
-
-    def set_terminal_size(self, columns: int, rows: int) -> None:
-        """Set a terminal's size in characters; the programs in its foreground get SIGWINCH."""
-        if self._fd >= 0:
-            packed = struct.pack("HHHH", min(max(rows, 0), 0xFFFF), min(max(columns, 0), 0xFFFF), 0, 0)
-            fcntl.ioctl(self._fd, termios.TIOCSWINSZ, packed)
+        limit = self._journal.end + _LARGE_PIPE_BYTES
+        while self._journal.end < limit and not self._ended and self._fill(limit - self._journal.end):
+            pass
+        self._settled = True
+        self._close_pipe()
 
     def _count(self, number: int) -> None:
         """A stream through which much flows gets a larger pipe, once: fewer wake-ups on both sides."""
         before, self._received = self._received, self._received + number
-        if before < _BUSY_AFTER_BYTES <= self._received and not self._terminal:
+        if before < _BUSY_AFTER_BYTES <= self._received:
             try:
                 fcntl.fcntl(self._fd, fcntl.F_SETPIPE_SZ, _LARGE_PIPE_BYTES)
             except OSError:
                 return  # The user's share of pipe memory is used up; the small pipe works too.
 
-    def close(self) -> None:
-        """Let go of the descriptor."""
+    def _close_pipe(self) -> None:
         if self._fd >= 0:
             fd, self._fd = self._fd, -1
             anyio.notify_closing(fd)
             os.close(fd)
 
+    def close(self) -> None:
+        """Let go of all descriptors."""
+        self._close_pipe()
+        self._journal.close()
+
     async def aclose(self) -> None:
-        """Let go of the stream; what it still holds is not read."""
-        self.close()
+        """Let go of the pipe; what it still holds is not read."""
+        self._close_pipe()
+
+
+class TerminalSource(PipeSource):
+    """The output of a command on a terminal, from the terminal's master side.
+
+    splice(2) moves between a pipe and something else, so that there is a pipe between the terminal and the journal. The
+    agent has its ends too: what lies in it survives as well.
+
+    Args:
+        fd: The master side; the source owns it.
+        relay: The pipe's ends, for reading and for writing; likewise.
+        journal: As for a pipe.
+    """
+
+    def __init__(self, fd: int, relay: tuple[int, int], journal: Journal) -> None:
+        super().__init__(fd, journal)
+        self._relay = relay
+
+    def command_exited(self) -> None:
+        """A terminal ends by itself when nobody has it open any more."""
+
+    def _move(self, max_bytes: int) -> int:
+        read, write = self._relay
+        over = False
+        try:
+            os.splice(self._fd, write, max_bytes, flags=os.SPLICE_F_NONBLOCK)
+        except BlockingIOError:
+            pass
+        except OSError as error:
+            if error.errno != errno.EIO:
+                raise
+            over = True
+        try:
+            return self._journal.fill(read, _LARGE_PIPE_BYTES)
+        except BlockingIOError:
+            if over:
+                return 0
+            raise
+
+    def _count(self, number: int) -> None:
+        """A terminal has the size it has."""
+
+    def set_size(self, columns: int, rows: int) -> None:
+        """Set the terminal's size in characters; the programs in its foreground get SIGWINCH."""
+        if self._fd >= 0:
+            packed = struct.pack("HHHH", min(max(rows, 0), 0xFFFF), min(max(columns, 0), 0xFFFF), 0, 0)
+            fcntl.ioctl(self._fd, termios.TIOCSWINSZ, packed)
+
+    def close(self) -> None:
+        """Let go of all descriptors."""
+        super().close()
+        relay, self._relay = self._relay, (-1, -1)
+        for fd in relay:
+            if fd >= 0:
+                os.close(fd)
 
 
 class PipeSink:
-    """The input of a command, into a pipe or a terminal's master side."""
+    """The input of a command, into a pipe or a terminal's master side.
 
-    def __init__(self, fd: int, on_close: Callable[[], None], *, terminal: bool = False) -> None:
+    Args:
+        fd: The pipe or terminal, which the sink owns; -1 if the input was ended before.
+        journal: What an earlier gateway took and did not pass on is passed on before anything else.
+        on_close: Called at the end of input.
+        terminal: Whether `fd` is a terminal.
+    """
+
+    def __init__(self, fd: int, journal: Journal, on_close: Callable[[], None], *, terminal: bool = False) -> None:
         self._fd = fd
+        self._journal = journal
         self._on_close = on_close
         self._terminal = terminal
-        self._sent = 0
+
+    @property
+    def taken_bytes(self) -> int:
+        """Bytes that `send` took, whether they were passed on or not."""
+        return self._journal.end
 
     @property
     def sent_bytes(self) -> int:
-        """Bytes taken so far."""
-        return self._sent
+        """Bytes passed on so far."""
+        return self._journal.taken
 
     async def send(self, data: bytes) -> None:
-        """Write all of `data`. If cancelled, `sent_bytes` says how much was written.
+        """Take all of `data`, and pass on everything that was taken. If cancelled, `sent_bytes` says how much was.
 
         Raises:
             anyio.BrokenResourceError: Nobody reads any more.
             anyio.ClosedResourceError: The input was ended before.
         """
         await anyio.lowlevel.checkpoint_if_cancelled()
-        view = memoryview(data)
-        while view:
+        if self._fd < 0:
+            raise anyio.ClosedResourceError
+        self._journal.put(data)
+        while self._journal.taken < self._journal.end:
             if self._fd < 0:
                 raise anyio.ClosedResourceError
             try:
-                taken = os.write(self._fd, view)
+                self._journal.drain(self._fd, terminal=self._terminal)
             except BlockingIOError:
                 await self._wait_for_room()
-                continue
             except OSError as error:
                 raise anyio.BrokenResourceError from error
-            self._sent += taken
-            view = view[taken:]
         await anyio.lowlevel.cancel_shielded_checkpoint()
 
     async def _wait_for_room(self) -> None:
         with contextlib.suppress(OSError):
             await anyio.wait_writable(self._fd)
 
-    def close(self) -> None:
-        """Let go of the descriptor; the agent's copy stays open."""
+    def hang_up(self) -> None:
+        """Let go of the pipe or terminal; the agent's copy stays."""
         if self._fd >= 0:
             fd, self._fd = self._fd, -1
             anyio.notify_closing(fd)
             os.close(fd)
+
+    def close(self) -> None:
+        """Let go of all descriptors."""
+        self.hang_up()
+        self._journal.close()
 
     async def aclose(self) -> None:
         """End of input. On a terminal that is its end-of-file character, for the terminal itself stays."""
@@ -195,5 +288,5 @@ class PipeSink:
         if self._terminal:
             with contextlib.suppress(anyio.BrokenResourceError):
                 await self.send(_END_OF_TRANSMISSION)
-        self.close()
+        self.hang_up()
         self._on_close()

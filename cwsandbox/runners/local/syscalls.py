@@ -59,6 +59,8 @@ _AT_RECURSIVE = 0x8000
 _OPEN_TREE_CLONE = 0x1
 _MOVE_MOUNT_F_EMPTY_PATH = 0x04
 _MOVE_MOUNT_T_EMPTY_PATH = 0x40
+_FALLOC_FL_KEEP_SIZE = 0x1
+_FALLOC_FL_PUNCH_HOLE = 0x2
 _SECCOMP_MODE_FILTER = 2
 _SECCOMP_SET_MODE_FILTER = 1
 _SECCOMP_NEW_LISTENER = 0x8
@@ -90,6 +92,13 @@ def _syscall(what: str, number: int, *arguments: int | bytes | None) -> int:
 
 def _bytes(text: str | None) -> bytes | None:
     return None if text is None else os.fsencode(text)
+
+
+def punch_hole(fd: int, offset: int, length: int) -> None:
+    """Give a range of a file's content back to the system; its size stays (fallocate(2))."""
+    mode = _FALLOC_FL_KEEP_SIZE | _FALLOC_FL_PUNCH_HOLE
+    result = _libc.fallocate(ctypes.c_int(fd), ctypes.c_int(mode), ctypes.c_int64(offset), ctypes.c_int64(length))
+    _checked(result, "fallocate")
 
 
 def unshare(flags: int) -> None:

@@ -1,0 +1,134 @@
+"""The gateway is killed (SIGKILL) while commands run: the next one goes on with them, and nobody notices.
+
+Promises 2, 3, 5 of the design: no byte lost, none twice, an exit status only if it was seen, time-outs at their time.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import signal
+import time
+from typing import TYPE_CHECKING
+
+import anyio
+import anyio.to_thread
+import pytest
+
+from cwsandbox import Sandbox, SandboxTimeoutError
+from tests.support.leftovers import gateway_processes
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from cwsandbox.process import Process
+
+WRITER = """
+import hashlib, sys
+digest = hashlib.sha256()
+for number in range({count}):
+    line = f"{{number:07}} {padding}\\n"
+    digest.update(line.encode())
+    sys.stdout.write(line)
+sys.stdout.flush()
+print(digest.hexdigest(), file=sys.stderr)
+"""
+
+
+def kill_gateway(base: Path) -> None:
+    """SIGKILL the embedded gateway of the test run; the next operation starts another."""
+    (pid,) = gateway_processes(base)
+    os.kill(pid, signal.SIGKILL)
+
+
+def writer(sandbox: Sandbox, megabytes: int) -> Process:
+    script = WRITER.format(count=megabytes * 1024, padding="x" * 1015)
+    return sandbox.exec(["python3", "-c", script])
+
+
+def digest(text: str) -> str:
+    return hashlib.sha256(text.encode()).hexdigest()
+
+
+async def test_output_is_complete_when_the_gateway_is_killed_again_and_again(home_folder: Path, asb: Sandbox) -> None:
+    process = writer(asb, 24)
+    lines = 0
+    parts = []
+    async for line in process.stdout:
+        parts.append(line)
+        lines += 1
+        if lines in {10, 5_000, 12_000}:
+            await anyio.to_thread.run_sync(kill_gateway, home_folder)
+    result = await process
+    assert result.returncode == 0
+    assert len(result.stdout_bytes) == 24 * 1024 * 1024
+    assert digest("".join(parts)) == digest(result.stdout) == result.stderr.strip()
+
+
+def test_what_nobody_has_read_yet_survives(home_folder: Path, sb: Sandbox) -> None:
+    process = writer(sb, 6)
+    first = next(process.stdout)  # From here on the reader sets the pace: windows and pipes are full.
+    time.sleep(0.3)
+    kill_gateway(home_folder)
+    rest = "".join(process.stdout)
+    result = process.result(30)
+    assert digest(first + rest) == result.stderr.strip()
+
+
+async def test_input_arrives_once_when_the_gateway_is_killed(home_folder: Path, asb: Sandbox) -> None:
+    process = asb.exec(["sh", "-c", "sleep 0.5; tee /tmp/copy | sha256sum; wc -c < /tmp/copy"], stdin=True)
+    assert process.stdin is not None
+    expected = hashlib.sha256()
+    for number in range(64):
+        block = bytes([number]) * 131_072
+        expected.update(block)
+        await process.stdin.write(block)
+        if number in {8, 40}:
+            await anyio.to_thread.run_sync(kill_gateway, home_folder)
+    await process.stdin.close()
+    with anyio.fail_after(30):
+        result = await process
+    assert result.stdout.split()[0] == expected.hexdigest()
+    assert result.stdout.split()[-1] == str(64 * 131_072)
+
+
+def test_an_exit_while_no_gateway_runs_is_reported(home_folder: Path, sb: Sandbox) -> None:
+    process = sb.exec(["sh", "-c", "echo begun; sleep 0.2; echo ended; exit 7"])
+    assert next(process.stdout) == "begun\n"
+    kill_gateway(home_folder)
+    result = process.result(30)
+    assert (result.stdout, result.returncode) == ("begun\nended\n", 7)
+
+
+def test_a_command_is_run_once_whenever_the_gateway_is_killed(home_folder: Path, sb: Sandbox) -> None:
+    for delay in (0.0, 0.0005, 0.001, 0.002, 0.01):
+        processes = [sb.exec(["sh", "-c", f"echo run >> /tmp/{delay}.{number}"]) for number in range(5)]
+        time.sleep(delay)
+        kill_gateway(home_folder)
+        assert [process.result(30).returncode for process in processes] == [0] * 5
+        counts = sb.exec(["sh", "-c", f"cat /tmp/{delay}.* | wc -l"]).result(30)
+        assert counts.stdout.strip() == "5"
+
+
+def test_a_time_out_keeps_its_time(home_folder: Path, sb: Sandbox) -> None:
+    began = time.monotonic()
+    process = sb.exec(["sh", "-c", "echo begun; sleep 600"], timeout_seconds=2.0)
+    assert next(process.stdout) == "begun\n"
+    kill_gateway(home_folder)
+    with pytest.raises(SandboxTimeoutError, match="2"):
+        process.result(30)
+    assert 1.9 <= time.monotonic() - began < 10
+
+
+def test_a_write_that_was_under_way_is_an_error_or_done(home_folder: Path, sb: Sandbox) -> None:
+    content = os.urandom(8 * 1024 * 1024)
+    sb.write_file("/tmp/file", b"before").result(30)
+    written = sb.write_file("/tmp/file", content)
+    time.sleep(0.005)
+    kill_gateway(home_folder)
+    try:
+        written.result(30)
+    except Exception:
+        assert sb.read_file("/tmp/file").result(30) in {b"before", content}
+    else:
+        assert sb.read_file("/tmp/file").result(30) == content
