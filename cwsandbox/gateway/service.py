@@ -31,6 +31,7 @@ from cwsandbox.gateway.network import Network, SandboxNetwork
 from cwsandbox.gateway.pulse import Pulse
 from cwsandbox.gateway.registry import PeerProcess, StreamRegistry
 from cwsandbox.gateway.sandbox import LiveSandbox, Record
+from cwsandbox.runners.base import RunnerError
 from cwsandbox.wire.errors import Code, Reason
 from cwsandbox.wire.resources import State
 
@@ -378,6 +379,8 @@ class Service:
         for box in boxes.values():
             _log.warning("sandbox %s has no record and is removed", box.sandbox_id)
             await box.stop(0)
+            with contextlib.suppress(RunnerError):  # It may have died before it had one.
+                box.main.forget()
 
     def _reconnect(self, record: Record) -> SandboxNetwork:
         """Open the ports of a surviving sandbox again; without them it lives on."""

@@ -421,7 +421,7 @@ class Box(Protocol):
 
     @property
     def main(self) -> Command:
-        """The sandbox's main command."""
+        """The sandbox's main command; to be forgotten when the box is gone and its output was read."""
         ...
 
     async def exec(self, spec: ExecSpec) -> Command:

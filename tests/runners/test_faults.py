@@ -116,6 +116,7 @@ async def test_boxes_leak_no_descriptors_here(runner) -> None:
     for number in range(12):
         box = await runner.create(box_spec())
         await box.stop(0)
+        box.main.forget()
         if number == 1:
             before = descriptors()
     assert descriptors() == before

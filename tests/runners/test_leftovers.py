@@ -142,6 +142,7 @@ async def test_a_later_run_takes_the_boxes_back(make_runner, state_dir, runtime_
             ExecSpec("survivor", ("sh", "-c", "echo one; read x; echo two $x; exit 5"), stdin=True)
         )
         await read_until(command.stdout, b"one\n")
+        command.stdout.release(2)
         await box.exec(ExecSpec("exited", ("sh", "-c", "echo rest; exit 3")))
     async with make_runner() as second:
         (again,) = await second.recover()
@@ -150,6 +151,8 @@ async def test_a_later_run_takes_the_boxes_back(make_runner, state_dir, runtime_
         assert again.main.exec_id == "main"
         found = {command.exec_id: command for command in again.commands()}
         assert set(found) == {"survivor", "exited"}
+        assert found["survivor"].stdout.position == 2
+        assert found["survivor"].stdout.recall() == b"e\n"
         await found["survivor"].stdin.send(b"x\n")
         assert await read_all(found["survivor"].stdout) == b"two x\n"
         assert await found["survivor"].wait() == ExitStatus(code=5)

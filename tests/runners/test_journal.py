@@ -1,0 +1,113 @@
+"""Journals: what was put in, what was taken out, and what another holder of the descriptor makes of them."""
+
+from __future__ import annotations
+
+import os
+
+import pytest
+
+from cwsandbox.runners.local import journal
+from cwsandbox.runners.local.journal import Journal
+
+MIB = 1024 * 1024
+
+
+@pytest.fixture
+def fd():
+    fd = journal.make()
+    yield fd
+    os.close(fd)
+
+
+def resident(fd: int) -> int:
+    return os.fstat(fd).st_blocks * 512
+
+
+def pipe_with(data: bytes) -> tuple[int, int]:
+    read, write = os.pipe()
+    os.set_blocking(read, False)
+    os.set_blocking(write, False)
+    os.write(write, data)
+    return read, write
+
+
+def test_what_was_not_released_is_there_for_the_next_holder(fd: int) -> None:
+    read, write = pipe_with(b"abcdef")
+    first = Journal(os.dup(fd))
+    assert first.fill(read, 4) == 4
+    assert first.fill(read, 100) == 2
+    with pytest.raises(BlockingIOError):
+        first.fill(read, 100)
+    first.release(2)
+    first.close()
+    second = Journal(os.dup(fd))
+    assert (second.taken, second.end, second.read(second.taken, 100)) == (2, 6, b"cdef")
+    os.close(write)
+    assert second.fill(read, 100) == 0
+    second.close()
+    os.close(read)
+
+
+def test_an_input_goes_on_behind_what_the_pipe_took(fd: int) -> None:
+    read, write = pipe_with(b"")
+    first = Journal(os.dup(fd))
+    content = os.urandom(200_000)
+    first.put(content)
+    taken = first.drain(write, terminal=False)
+    assert 0 < taken < len(content)
+    with pytest.raises(BlockingIOError):
+        first.drain(write, terminal=False)
+    first.close()
+    second = Journal(os.dup(fd))
+    assert (second.taken, second.end) == (taken, len(content))
+    arrived = b""
+    while len(arrived) < len(content):
+        arrived += os.read(read, 65536)
+        if second.taken < second.end:
+            second.drain(write, terminal=False)
+    assert arrived == content
+    second.close()
+    for end in (read, write):
+        os.close(end)
+
+
+def test_memory_is_given_back_behind_what_was_released(fd: int) -> None:
+    kept = Journal(os.dup(fd))
+    for number in range(64):
+        kept.put(bytes([number]) * MIB)
+        kept.release(kept.end - 100_000)
+        assert resident(fd) < 3 * MIB
+    assert kept.read(kept.taken, 200_000) == b"\x3f" * 100_000
+    kept.close()
+
+
+def test_the_end_is_remembered(fd: int) -> None:
+    read, write = pipe_with(b"late words of a daemon")
+    first = Journal(os.dup(fd))
+    assert not first.sealed
+    first.seal()
+    first.close()
+    second = Journal(os.dup(fd))
+    assert second.sealed
+    with pytest.raises(OSError, match="not permitted"):
+        second.fill(read, 100)
+    second.close()
+    for end in (read, write):
+        os.close(end)
+
+
+def test_only_memory_is_a_journal(fd: int) -> None:
+    assert journal.is_journal(fd)
+    file = os.open("/proc/self/status", os.O_RDONLY)
+    read, write = os.pipe()
+    null = os.open("/dev/null", os.O_RDWR)
+    assert not any(journal.is_journal(other) for other in (file, read, null))
+    for other in (file, read, write, null):
+        os.close(other)
+
+
+def test_a_position_beyond_the_end_is_the_end(fd: int) -> None:
+    os.lseek(fd, 10**6, os.SEEK_SET)
+    lied = Journal(os.dup(fd))
+    assert (lied.taken, lied.end, lied.read(lied.taken, 10)) == (0, 0, b"")
+    lied.close()
