@@ -235,14 +235,20 @@ class ByteSink(Protocol):
     """Bytes that go into a box."""
 
     async def send(self, data: bytes) -> None:
-        """Take `data`, and write all that was taken.
+        """Write all of `data`. If cancelled, a part of it may have been written.
 
         Raises:
             anyio.BrokenResourceError: Nobody reads any more (EPIPE).
-
-        If cancelled, what was taken and not written goes before what is sent next, also by a restarted gateway.
         """
         ...
+
+    async def aclose(self) -> None:
+        """End of input."""
+        ...
+
+
+class InputSink(ByteSink, Protocol):
+    """A command's input. If `send` is cancelled, what it took goes before what is sent next, by whichever gateway."""
 
     @property
     def taken_bytes(self) -> int:
@@ -252,10 +258,6 @@ class ByteSink(Protocol):
     @property
     def sent_bytes(self) -> int:
         """Bytes written so far; the rest of what was taken is pending."""
-        ...
-
-    async def aclose(self) -> None:
-        """End of input."""
         ...
 
 
@@ -278,7 +280,7 @@ class Command(Protocol):
         ...
 
     @property
-    def stdin(self) -> ByteSink | None:
+    def stdin(self) -> InputSink | None:
         """Its input, if it was started with one."""
         ...
 

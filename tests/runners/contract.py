@@ -742,7 +742,7 @@ async def serving(box, bound: str, program: str, *, ends: bool = True):
         with anyio.CancelScope(shield=True):
             if ends:
                 await command.kill()
-            await command.aclose()
+            command.forget()
 
 
 def free_port(box) -> int:

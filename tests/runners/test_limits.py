@@ -91,10 +91,10 @@ async def test_a_full_box_without_namespaces_says_so_and_can_still_be_emptied(ba
                 while True:
                     command = await box.exec(ExecSpec(exec_id(), ("true",)))
                     await command.wait()
-                    await command.aclose()
+                    command.forget()
             await hog.kill()
             assert (await run(box, "echo", "room")).text == "room\n"
-        await hog.aclose()
+        hog.forget()
     finally:
         await box.stop(0)
 
@@ -107,7 +107,7 @@ async def test_boxes_do_not_count_for_each_other(bare):
         )
         assert 10 <= int((await python(second, THIRTY)).text) < 20
         await hog.kill()
-        await hog.aclose()
+        hog.forget()
     finally:
         await first.stop(0)
         await second.stop(0)

@@ -12,8 +12,9 @@ import anyio.lowlevel
 from cwsandbox.runners.base import BoxGoneError, ExitStatus, TerminalSize
 from cwsandbox.runners.local.journal import Journal, is_journal
 from cwsandbox.runners.local.link import LinkClosedError
+from cwsandbox.runners.local.pipes import adopt_pipe
 from cwsandbox.runners.local.protocol import ProtocolError
-from cwsandbox.runners.local.streams import PipeSink, PipeSource, TerminalSource, adopt_pipe
+from cwsandbox.runners.local.streams import InputStream, OutputStream, TerminalOutput
 
 if TYPE_CHECKING:
     from cwsandbox.runners.local import protocol
@@ -53,15 +54,15 @@ class LocalCommand:
         self._terminal = "relay_in" in fds
         journals = {name: Journal(fds[name]) for name in ("input", "output", "errors") if name in fds}
         self._stdin = self._stderr = None
-        self._stdout: PipeSource
+        self._stdout: OutputStream
         if self._terminal:
-            self._stdout = TerminalSource(fds["stdout"], (fds["relay_out"], fds["relay_in"]), journals["output"])
-            self._stdin = PipeSink(os.dup(fds["stdout"]), journals["input"], self._stdin_closed, terminal=True)
+            self._stdout = TerminalOutput(fds["stdout"], (fds["relay_out"], fds["relay_in"]), journals["output"])
+            self._stdin = InputStream(os.dup(fds["stdout"]), journals["input"], self._stdin_closed, terminal=True)
         else:
-            self._stdout = PipeSource(fds["stdout"], journals["output"])
-            self._stderr = PipeSource(fds["stderr"], journals["errors"])
+            self._stdout = OutputStream(fds["stdout"], journals["output"])
+            self._stderr = OutputStream(fds["stderr"], journals["errors"])
             if "input" in journals:
-                self._stdin = PipeSink(fds.get("stdin", -1), journals["input"], self._stdin_closed)
+                self._stdin = InputStream(fds.get("stdin", -1), journals["input"], self._stdin_closed)
 
     @property
     def exec_id(self) -> str:
@@ -79,17 +80,17 @@ class LocalCommand:
         return self._note
 
     @property
-    def stdin(self) -> PipeSink | None:
+    def stdin(self) -> InputStream | None:
         """Its input, if it was asked for."""
         return self._stdin
 
     @property
-    def stdout(self) -> PipeSource:
+    def stdout(self) -> OutputStream:
         """Its output; with a terminal all of it."""
         return self._stdout
 
     @property
-    def stderr(self) -> PipeSource | None:
+    def stderr(self) -> OutputStream | None:
         """Its diagnostics; None with a terminal."""
         return self._stderr
 
@@ -155,7 +156,7 @@ class LocalCommand:
     async def resize(self, size: TerminalSize) -> None:
         """Tell the terminal its new size; the programs in the foreground get SIGWINCH."""
         await anyio.lowlevel.checkpoint()
-        if isinstance(self._stdout, TerminalSource):
+        if isinstance(self._stdout, TerminalOutput):
             self._stdout.set_size(size.columns, size.rows)
 
     def _close(self) -> None:

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 import anyio
 import anyio.lowlevel
 
-from cwsandbox.runners.local.streams import PipeSink, PipeSource, adopt_pipe
+from cwsandbox.runners.local.pipes import PipeSink, PipeSource, adopt_pipe
 from cwsandbox.runners.local.transfers import InlineFile
 from cwsandbox.wire.codec import Int64
 from cwsandbox.wire.streams import FileInfo
@@ -23,6 +23,7 @@ if TYPE_CHECKING:
 
 _STATUS_BYTES = 32 * 1024
 _END_SECONDS = 5.0
+_ENDS = (os.O_RDONLY, os.O_RDONLY, os.O_WRONLY)
 
 
 def request_body(request: FilesOpen) -> dict[str, Any]:
@@ -109,9 +110,12 @@ class LocalFileJob:
         self._box = box
         self._number = number
         self._slots = slots
-        self._output = PipeSource(adopt_pipe(fds[0], os.O_RDONLY))
-        self._status = PipeSource(adopt_pipe(fds[1], os.O_RDONLY))
-        self._input = PipeSink(adopt_pipe(fds[2], os.O_WRONLY), _nothing) if has_input else None
+        try:
+            ours = [adopt_pipe(fd, flags) for fd, flags in zip(fds, _ENDS, strict=False)]
+        finally:
+            reply.close_fds()
+        self._output, self._status = PipeSource(ours[0]), PipeSource(ours[1])
+        self._input = PipeSink(ours[2]) if has_input else None
         self._unread = b""
         self._over = False
 
@@ -178,7 +182,7 @@ class LocalFileJob:
             self._box._post({"op": "end_file_job", "job": self._number})
         for pipe in (self._input, self._output):
             if pipe is not None:
-                pipe.close()
+                pipe.hang_up()
         try:
             with anyio.move_on_after(_END_SECONDS, shield=True):
                 while not self._over:  # Its end of the pipe closes with its last breath.
@@ -186,8 +190,4 @@ class LocalFileJob:
         except (anyio.EndOfStream, anyio.ClosedResourceError):
             pass
         finally:
-            self._status.close()
-
-
-def _nothing() -> None:
-    """The pipe's other end needs no word of its own."""
+            self._status.hang_up()

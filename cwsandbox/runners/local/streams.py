@@ -1,4 +1,4 @@
-"""Streams over descriptors that the agent passed out: pipes, terminals and files, on any of anyio's event loops."""
+"""The streams of a command, between the descriptors that the agent passed out and their journals."""
 
 from __future__ import annotations
 
@@ -13,28 +13,19 @@ from typing import TYPE_CHECKING
 import anyio
 import anyio.lowlevel
 
+from cwsandbox.runners.local.pipes import LARGE_PIPE_BYTES, End
+
 if TYPE_CHECKING:
     from collections.abc import Callable
 
     from cwsandbox.runners.local.journal import Journal
 
-_LARGE_PIPE_BYTES = 1024 * 1024
-_BUSY_AFTER_BYTES = 1024 * 1024
-_RECALL_BYTES = 2 * 1024 * 1024
+_RECALL_BYTES = 2 * LARGE_PIPE_BYTES
 """More than a gateway has unreleased: a window, and what `settle` keeps."""
 _END_OF_TRANSMISSION = b"\x04"
 
 
-def adopt_pipe(fd: int, flags: int) -> int:
-    """Open the pipe behind `fd` anew, for this side alone.
-
-    A passed descriptor shares its flags with the agent's copy; one that the agent could make blocking has no place on
-    the event loop.
-    """
-    return os.open(f"/proc/self/fd/{fd}", flags | os.O_NONBLOCK | os.O_CLOEXEC)
-
-
-class PipeSource:
+class OutputStream(End):
     """The output of a command, from a pipe.
 
     It ends when all writers closed it, or when the command has exited and what was in the pipe at that moment was read.
@@ -46,11 +37,10 @@ class PipeSource:
     """
 
     def __init__(self, fd: int, journal: Journal) -> None:
-        self._fd = fd
+        super().__init__(fd)
         self._journal = journal
         self._position = journal.taken
         self._left: int | None = None
-        self._received = 0
         self._settled = False
         self._ended = journal.sealed
 
@@ -88,11 +78,10 @@ class PipeSource:
         while self._position == self._journal.end and not self._ended:
             if not self._fill(max_bytes):
                 # Woken by data, by the exit of the command, by `settle`, or by `close`: all are seen by reading.
-                with contextlib.suppress(anyio.ClosedResourceError):
-                    await anyio.wait_readable(self._fd)
+                await self._wait_readable()
         data = self._journal.read(self._position, max_bytes)
         if not data:
-            self._close_pipe()
+            self.hang_up()
             raise anyio.EndOfStream
         self._position += len(data)
         await anyio.lowlevel.cancel_shielded_checkpoint()
@@ -131,38 +120,23 @@ class PipeSource:
         """Called when nothing can write any more: keep what is there, and let go of the descriptor."""
         if self._fd < 0:
             return
-        limit = self._journal.end + _LARGE_PIPE_BYTES
+        limit = self._journal.end + LARGE_PIPE_BYTES
         while self._journal.end < limit and not self._ended and self._fill(limit - self._journal.end):
             pass
         self._settled = True
-        self._close_pipe()
-
-    def _count(self, number: int) -> None:
-        """A stream through which much flows gets a larger pipe, once: fewer wake-ups on both sides."""
-        before, self._received = self._received, self._received + number
-        if before < _BUSY_AFTER_BYTES <= self._received:
-            try:
-                fcntl.fcntl(self._fd, fcntl.F_SETPIPE_SZ, _LARGE_PIPE_BYTES)
-            except OSError:
-                return  # The user's share of pipe memory is used up; the small pipe works too.
-
-    def _close_pipe(self) -> None:
-        if self._fd >= 0:
-            fd, self._fd = self._fd, -1
-            anyio.notify_closing(fd)
-            os.close(fd)
+        self.hang_up()
 
     def close(self) -> None:
         """Let go of all descriptors."""
-        self._close_pipe()
+        self.hang_up()
         self._journal.close()
 
     async def aclose(self) -> None:
         """Let go of the pipe; what it still holds is not read."""
-        self._close_pipe()
+        self.hang_up()
 
 
-class TerminalSource(PipeSource):
+class TerminalOutput(OutputStream):
     """The output of a command on a terminal, from the terminal's master side.
 
     splice(2) moves between a pipe and something else, so that there is a pipe between the terminal and the journal. The
@@ -193,7 +167,7 @@ class TerminalSource(PipeSource):
                 raise
             over = True
         try:
-            return self._journal.fill(read, _LARGE_PIPE_BYTES)
+            return self._journal.fill(read, LARGE_PIPE_BYTES)
         except BlockingIOError:
             if over:
                 return 0
@@ -217,7 +191,7 @@ class TerminalSource(PipeSource):
                 os.close(fd)
 
 
-class PipeSink:
+class InputStream(End):
     """The input of a command, into a pipe or a terminal's master side.
 
     Args:
@@ -228,7 +202,7 @@ class PipeSink:
     """
 
     def __init__(self, fd: int, journal: Journal, on_close: Callable[[], None], *, terminal: bool = False) -> None:
-        self._fd = fd
+        super().__init__(fd)
         self._journal = journal
         self._on_close = on_close
         self._terminal = terminal
@@ -260,21 +234,10 @@ class PipeSink:
             try:
                 self._journal.drain(self._fd, terminal=self._terminal)
             except BlockingIOError:
-                await self._wait_for_room()
+                await self._wait_writable()
             except OSError as error:
                 raise anyio.BrokenResourceError from error
         await anyio.lowlevel.cancel_shielded_checkpoint()
-
-    async def _wait_for_room(self) -> None:
-        with contextlib.suppress(OSError):
-            await anyio.wait_writable(self._fd)
-
-    def hang_up(self) -> None:
-        """Let go of the pipe or terminal; the agent's copy stays."""
-        if self._fd >= 0:
-            fd, self._fd = self._fd, -1
-            anyio.notify_closing(fd)
-            os.close(fd)
 
     def close(self) -> None:
         """Let go of all descriptors."""
