@@ -199,9 +199,7 @@ class HostBox:
         if spec.cwd is not None and not os.path.isdir(spec.cwd):
             raise CommandNotStartedError(f"cannot change to {spec.cwd}", 2)
         joined = spec.terminal is not None  # A terminal is a pipe here: one stream, and no echo.
-        command = await _spawn(
-            spec.exec_id, spec.argv, dict(spec.env), stdin=spec.stdin, joined=joined, note=spec.note
-        )
+        command = await _spawn(spec.exec_id, spec.argv, dict(spec.env), stdin=spec.stdin, joined=joined, note=spec.note)
         self._commands.append(command)
         self._runner.executed.append(spec)
         return command
