@@ -117,3 +117,17 @@ def test_what_a_session_holds_goes_with_the_kernel() -> None:
         f'from cwsandbox import Session\nsession = Session()\nsession.sandbox(command="sleep", args=["{marker}"]).wait()'
     )
     assert_gone(marker)
+
+
+@pytest.mark.row("S87", "S88", "S89")
+def test_a_remote_function_of_a_cell() -> None:
+    cells = (
+        "import dataclasses, math\nfrom cwsandbox import Session\nsession = Session()\nFACTOR = 2",
+        "@dataclasses.dataclass\nclass Point:\n    x: int\n    y: int",
+        "def helper(value):\n    return math.floor(value) * FACTOR",
+        "@session.function()\ndef compute(x: int, y: int) -> int:\n    return helper(Point(x, y).x + Point(x, y).y)",
+        "print(compute.remote(2, 3).result(), await compute.remote(2, 3))",
+        "FACTOR = 3\nprint([ref.result() for ref in compute.map([(1, 2), (3, 4)])], compute.local(1, 1))",
+        "await session.close()",
+    )
+    assert run_cells(*cells) == ["", "", "", "", "10 10\n", "[9, 21] 6\n", ""]
