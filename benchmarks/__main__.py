@@ -7,7 +7,7 @@ import os
 import platform
 from functools import partial
 
-from benchmarks import baseline, functions, network, sdk
+from benchmarks import baseline, folders, functions, network, sdk
 from benchmarks.timing import Measurement, table
 from cwsandbox import Sandbox, Session
 
@@ -19,7 +19,7 @@ ASYNCIO = "asyncio.create_subprocess_exec, pipes"
 # the rows with that one.
 
 
-def measurements(sandbox: Sandbox, session: Session, plain: network.Server, times: int) -> list[Measurement]:
+def measurements(sandbox: Sandbox, session: Session, plain: network.Server, base: str, times: int) -> list[Measurement]:
     """All rows, in the order of the table."""
     exposed = network.inside(sandbox)
     return [
@@ -35,6 +35,13 @@ def measurements(sandbox: Sandbox, session: Session, plain: network.Server, time
         Measurement("stdout, lines iterated", "MB/s", partial(sdk.stdout_mb_per_second, sandbox), 500, True),
         Measurement("read 1 KiB file", "ms", partial(sdk.file_read, sandbox, times), 0.5),
         Measurement("write 1 KiB file", "ms", partial(sdk.file_write, sandbox, times), 0.5),
+        Measurement("list a small folder", "ms", partial(folders.list_milliseconds, sandbox, times), 0.5),
+        Measurement("tar | tar, 1,000 files of 2 KiB", "ms", partial(folders.tar_milliseconds, base, "small")),
+        Measurement("upload of them", "ms", partial(folders.upload_milliseconds, sandbox, base, "small")),
+        Measurement("download of them", "ms", partial(folders.download_milliseconds, sandbox, base, "small")),
+        Measurement("tar | tar, 100 MiB", "ms", partial(folders.tar_milliseconds, base, "large")),
+        Measurement("upload of it", "ms", partial(folders.upload_milliseconds, sandbox, base, "large")),
+        Measurement("download of it", "ms", partial(folders.download_milliseconds, sandbox, base, "large")),
         Measurement(
             "import cwsandbox, above bare Python",
             "ms",
@@ -60,9 +67,14 @@ def main() -> None:
     options = parser.parse_args()
     with sdk.own_folders() as environment:
         os.environ.update(environment)
-        with Sandbox.run(ports=network.PORTS) as sandbox, Session() as session, network.beside() as plain:
+        with (
+            Sandbox.run(ports=network.PORTS) as sandbox,
+            Session() as session,
+            network.beside() as plain,
+            folders.prepared() as base,
+        ):
             sandbox.wait()
-            rows = measurements(sandbox, session, plain, options.times)
+            rows = measurements(sandbox, session, plain, base, options.times)
             for _ in range(options.rounds):
                 for row in rows:
                     row.values += row.sample()
