@@ -82,10 +82,10 @@ class SandboxCore:
         self.defaults = defaults
         self.base_url = base_url
         self.auth: Auth | None = check_auth(defaults.auth if auth is None else auth)
-        self.timeout = defaults.request_timeout_seconds if timeout is None else timeout
-        self.life = Lifecycle()
-        self.stats = ExecStats()
-        self.started_here = False
+        self.timeout: float = defaults.request_timeout_seconds if timeout is None else timeout
+        self.life: Lifecycle = Lifecycle()
+        self.stats: ExecStats = ExecStats()
+        self.started_here: bool = False
         self.starting: anyio.Lock | None = None
         """Held while a start request is on the way; on the scope's loop."""
         self._request = request

@@ -70,11 +70,11 @@ class Lifecycle:
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
-        self.phase = Phase.NOT_STARTED
+        self.phase: Phase = Phase.NOT_STARTED
         self.record: Record | None = None
         self.status: SandboxStatus | None = None
         self.status_updated_at: datetime | None = None
-        self.stop_owned = False
+        self.stop_owned: bool = False
         self.metrics: Metrics | None = None
         self._requested = False
         self._requested_at: float | None = None
