@@ -14,7 +14,7 @@ from cwsandbox._runtime.readers import ChunkReader, StreamReader
 from cwsandbox._runtime.spool import Spool
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Callable, Sequence
     from types import TracebackType
     from typing import Any, Self
 
@@ -89,7 +89,7 @@ class EntryReader(_Closing[FileEntry]):
 
     _folder = ""
 
-    def __init__(self, spool: Spool, on_close: Any = None) -> None:
+    def __init__(self, spool: Spool, on_close: Callable[[], object] | None = None) -> None:
         super().__init__(spool, on_close)
         self._lines = Lines(lambda row: read_entry(self._folder, row))
 
@@ -100,7 +100,7 @@ class EntryReader(_Closing[FileEntry]):
 class EventReader(_Closing[FileEvent]):
     """Changes of files as they happen; see `Files.watch`. The watch is in place once it was entered."""
 
-    def __init__(self, spool: Spool, on_close: Any = None) -> None:
+    def __init__(self, spool: Spool, on_close: Callable[[], object] | None = None) -> None:
         super().__init__(spool, on_close)
         self._lines = Lines(read_event)
 

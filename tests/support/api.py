@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import cwsandbox
+from cwsandbox import files
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -27,6 +28,7 @@ PROTOCOLS = {
 def surface() -> str:
     """What `api.txt` has to be."""
     lines = [line for name in sorted(cwsandbox.__all__) for line in exported(name, getattr(cwsandbox, name))]
+    lines += [line for name in sorted(files.__all__) for line in exported(f"files.{name}", getattr(files, name))]
     return "\n".join(lines) + "\n"
 
 
