@@ -110,6 +110,8 @@ def run(options: Options) -> int:
     """
     os.umask(0o077)
     _raise_descriptor_limit()
+    # Names are looked up for sandboxes, and uvloop's four threads for that are fewer than one sandbox can keep waiting.
+    os.environ.setdefault("UV_THREADPOOL_SIZE", "32")
     try:
         for folder in (options.state_dir, os.path.join(options.state_dir, "logs"), options.runtime_dir):
             os.makedirs(folder, mode=0o700, exist_ok=True)

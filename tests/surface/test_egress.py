@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import http.server
 import ipaddress
+import os
 import socket
 import threading
 from typing import TYPE_CHECKING
@@ -223,6 +224,30 @@ async def test_many_connections_at_once(open_gateway: ServedGateway, far: http.s
             url = f"http://{FAR}:{far.server_port}/"
             result = await sandbox.exec(["python3", "-I", "-c", program, url])
         assert result.stdout.strip() == "200", result.stderr
+
+
+FLOOD = """
+import socket, time
+connections = []
+for _ in range(600):
+    connections.append(socket.socket())
+    connections[-1].setblocking(False)
+    connections[-1].connect_ex(("127.0.0.1", 3128))
+print("flooding", flush=True)
+time.sleep(600)
+"""
+
+
+def test_a_sandbox_that_floods_its_proxy_harms_no_other(
+    out: Sandbox, open_gateway: ServedGateway, far: http.server.ThreadingHTTPServer
+) -> None:
+    with make(open_gateway) as flooding:
+        before = len(os.listdir("/proc/self/fd"))
+        process = flooding.exec(["python3", "-I", "-c", FLOOD])
+        assert next(iter(process.stdout)) == "flooding\n"
+        for _ in range(3):
+            assert python(out, FETCH, f"http://{FAR}:{far.server_port}/").startswith("GET /")
+        assert len(os.listdir("/proc/self/fd")) < before + 300
 
 
 def test_an_isolated_sandbox_has_no_proxy(home_folder: object) -> None:

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 _RESOLVE_SECONDS: Final = 10.0
 _CONNECT_SECONDS: Final = 10.0
 _LOOKUPS: Final = 4
-"""A sandbox's at the same time: they take threads that all sandboxes share."""
+"""A sandbox's at the same time: they take threads that all sandboxes share (`embedded.run` has how many)."""
 _ADDRESSES: Final = 8
 """Of a name, that are tried."""
 
