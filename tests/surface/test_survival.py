@@ -132,3 +132,20 @@ def test_a_write_that_was_under_way_is_an_error_or_done(home_folder: Path, sb: S
         assert sb.read_file("/tmp/file").result(30) in {b"before", content}
     else:
         assert sb.read_file("/tmp/file").result(30) == content
+
+
+def test_a_shell_goes_on(home_folder: Path, sb: Sandbox) -> None:
+    session = sb.shell(["sh"], width=80, height=24)
+    session.stdin.write(b"stty -echo; PS1=; number=0\n").result()
+    session.stdin.write(b"while [ $number -lt 20000 ]; do number=$((number+1)); echo line $number; done\n").result()
+    seen = b""
+    for chunk in session.output:
+        kill = b"line 2000\r" not in seen and b"line 2000\r" in seen + chunk
+        seen += chunk
+        if kill:
+            kill_gateway(home_folder)
+            session.stdin.write(b"echo typed while $((1 + 1)) gateways; exit 3\n").result()
+    assert session.result(30).returncode == 3
+    lines = [line for line in seen.decode().splitlines() if line.startswith("line ")]
+    assert lines == [f"line {number}" for number in range(1, 20_001)]
+    assert b"typed while 2 gateways" in seen
