@@ -26,6 +26,7 @@ class Proxy:
         refuse: New connections are closed at once.
         stall: No more bytes pass; connections stay open.
         accepted: How many connections there were.
+        held: How many pieces of data a stall has held back.
     """
 
     def __init__(self, path: str, target: str) -> None:
@@ -35,6 +36,8 @@ class Proxy:
         self.refuse = False
         self.stall = False
         self.accepted = 0
+        self.held = 0
+        self._news = anyio.Event()
         self.pairs: set[tuple[UnixSocketStream, UnixSocketStream]] = set()
 
     async def cut(self) -> None:
@@ -43,8 +46,25 @@ class Proxy:
             for stream in pair:
                 await stream.aclose()
 
+    async def wait_accepted(self, count: int) -> None:
+        """Wait until there were so many connections, refused ones included."""
+        with anyio.fail_after(20):
+            while self.accepted < count:
+                await self._news.wait()
+
+    async def wait_held(self) -> None:
+        """Wait until a stall has held something back."""
+        with anyio.fail_after(20):
+            while not self.held:
+                await self._news.wait()
+
+    def _tell(self) -> None:
+        self._news.set()
+        self._news = anyio.Event()
+
     async def serve(self, accepted: SocketStream) -> None:
         self.accepted += 1
+        self._tell()
         client = UnixSocketStream(accepted.extra(anyio.abc.SocketAttribute.raw_socket))
         if self.refuse:
             await client.aclose()
@@ -69,6 +89,8 @@ class Proxy:
         with contextlib.suppress(httpcore.NetworkError):
             while data := await source.read(16384):
                 if self.stall:
+                    self.held += 1
+                    self._tell()
                     await anyio.sleep_forever()
                 left = budget[0]
                 if left is not None:

@@ -78,10 +78,9 @@ async def test_a_stalled_connection_is_replaced() -> None:
         proxy.stall = True
         sink.stream.send(b"x")
         sink.stream.send_eof()
-        await anyio.sleep(0.1)
+        await proxy.wait_held()
         assert sink.outcome is None
-        while proxy.accepted == 1:
-            await anyio.sleep(0.02)
+        await proxy.wait_accepted(2)
         proxy.stall = False
         assert await sink.result() == Exited(0)
     assert bytes(sink.received) == b"x"
@@ -123,7 +122,7 @@ async def test_a_connection_that_broke_while_idle_is_not_missed() -> None:
     async with serving() as peer, proxying(peer.path) as proxy, channel_to(proxy.path, TIMING) as channel:
         assert await run(channel, "echo", "x").result() == Exited(0)
         await proxy.cut()
-        await anyio.sleep(0.1)
+        await anyio.wait_all_tasks_blocked()  # The client has noticed, and is not in a hurry.
         assert proxy.accepted == 1
         assert await run(channel, "echo", "x").result() == Exited(0)
     assert proxy.accepted == 2
@@ -155,7 +154,7 @@ async def test_a_command_that_the_same_gateway_did_not_answer_is_asked_for_again
         await first.running.wait()
         proxy.stall = True
         sink = run(channel, "echo", "x", exec_id="once")
-        await anyio.sleep(0.05)
+        await proxy.wait_held()
         await proxy.cut()
         proxy.stall = False
         assert await sink.result() == Exited(0)
@@ -183,7 +182,7 @@ async def test_leaving_during_an_outage_is_quick() -> None:
             await sink.running.wait()
             proxy.refuse = True
             await proxy.cut()
-            await anyio.sleep(0.05)
+            await proxy.wait_accepted(2)
             began = anyio.current_time()
         assert anyio.current_time() - began < 1
     assert isinstance(sink.outcome, Lost)

@@ -155,9 +155,9 @@ class LocalCommand:
 
     async def resize(self, size: TerminalSize) -> None:
         """Tell the terminal its new size; the programs in the foreground get SIGWINCH."""
-        await anyio.lowlevel.checkpoint()
         if isinstance(self._stdout, TerminalOutput):
-            self._stdout.set_size(size.columns, size.rows)
+            self._stdout.set_size(size.columns, size.rows)  # First: what is typed next is for the new size.
+        await anyio.lowlevel.checkpoint()
 
     def _close(self) -> None:
         """Close what this side holds."""
