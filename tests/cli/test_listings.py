@@ -46,11 +46,12 @@ def test_one_sandbox_as_fields_and_as_json(kept: str) -> None:
     fields = dict(re.findall(r"^([^:]+): +(.*)$", cws("get", kept).stdout.decode(), re.MULTILINE))
     assert (fields["Sandbox"], fields["Status"], fields["Exit code"]) == (kept, "running", "-")
     facts = document("get", kept)
-    assert list(facts) == [
+    assert {
         "sandbox_id", "status", "runner_id", "profile_id", "runner_group_id", "started_at", "returncode", "isolation",
         "service_address", "exposed_ports", "ingress_mode", "egress_mode", "resource_requests", "resource_limits",
-        "resource_gpu",
-    ]  # fmt: skip
+        "resource_gpu", "limit_holds", "tags", "annotations",
+    } == facts.keys()  # fmt: skip
+    assert facts["tags"] == ["kept"]
     assert facts["isolation"] in {"namespaces", "process"}
 
 
