@@ -7,7 +7,7 @@ import os
 import platform
 from functools import partial
 
-from benchmarks import baseline, folders, functions, network, sdk
+from benchmarks import baseline, cli, folders, functions, network, sdk
 from benchmarks.timing import Measurement, table
 from cwsandbox import Sandbox, Session
 
@@ -51,6 +51,14 @@ def measurements(sandbox: Sandbox, session: Session, plain: network.Server, base
         Measurement("python -c pass, .result()", "ms", partial(functions.bare_interpreter, sandbox, times // 5)),
         Measurement("remote function, cold", "ms", partial(functions.cold_call, session, times // 5), 120),
         Measurement("remote function, standby", "ms", partial(functions.warm_call, session, times // 5), 30),
+        Measurement("python -c pass, a process of its own", "ms", partial(cli.bare_python, times // 5)),
+        Measurement("cwsandbox --version", "ms", partial(cli.command, times // 5, "--version"), 100),
+        Measurement(
+            "cwsandbox exec ID true",
+            "ms",
+            partial(cli.command, times // 5, "exec", str(sandbox.sandbox_id), "true"),
+            400,
+        ),
         Measurement("client CPU for 1,000 execs", "s", partial(sdk.client_cpu_per_thousand, sandbox), 0.4),
         Measurement("loopback, connect and one byte", "ms", partial(plain.connect_and_echo, times)),
         Measurement("exposed port, connect and one byte", "ms", partial(exposed.connect_and_echo, times), 2.0),
