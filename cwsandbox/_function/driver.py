@@ -367,7 +367,8 @@ def show_source(payload: Node) -> None:
 def write_result(path: str, head: Node, body: bytes) -> None:
     """Put the result where the caller looks for it, whole or not at all."""
     os.makedirs(os.path.dirname(path), exist_ok=True)
-    with open(path + ".part", "wb") as file:
+    private = os.O_WRONLY | os.O_CREAT | os.O_EXCL
+    with open(os.open(path + ".part", private, 0o600), "wb") as file:
         file.write(json.dumps(head).encode() + b"\n")
         file.write(body)
     os.replace(path + ".part", path)

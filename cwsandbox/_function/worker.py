@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import math
 import time
@@ -14,7 +15,7 @@ import anyio
 from cwsandbox._files import ReadFile
 from cwsandbox._function.payload import MAX_RESULT_BYTES
 from cwsandbox.defaults import SandboxDefaults
-from cwsandbox.exceptions import SandboxCommandTimeoutError, SandboxFileError
+from cwsandbox.exceptions import SandboxCommandTimeoutError, SandboxError, SandboxFileError
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -105,12 +106,19 @@ class Worker:
                 done = await self._process
         except TimeoutError:
             raise SandboxCommandTimeoutError(f"killed after {self._limit:g} s") from None
+        return done, await self._take(result_path)
+
+    async def _take(self, path: str) -> bytes | None:
+        """Read the result and remove it: at isolation level `process` the file would outlive the sandbox."""
         try:
-            return done, await BoundedRead(self._sandbox._core, result_path, MAX_RESULT_BYTES)()
+            return await BoundedRead(self._sandbox._core, path, MAX_RESULT_BYTES)()
         except SandboxFileError as error:
             if error.reason == "CWSANDBOX_FILE_NOT_FOUND":
-                return done, None
+                return None
             raise
+        finally:
+            with contextlib.suppress(SandboxError):
+                await self._sandbox.files.remove(path)
 
     async def stop(self) -> None:
         """Stop the sandbox, cancelled or not; what cannot be stopped stays with the session, which tries again."""

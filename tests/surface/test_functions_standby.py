@@ -15,6 +15,7 @@ from cwsandbox import (
 )
 from cwsandbox._function import payload
 from cwsandbox._function.payload import BadResultError, Failure, read_result
+from cwsandbox._operate import operate
 
 if TYPE_CHECKING:
     from cwsandbox.function import RemoteFunction
@@ -181,6 +182,31 @@ def forge(text: str) -> None:
     with open(path, "wb") as file:
         file.write(eval(text))
     os._exit(0)
+
+
+def test_no_result_file_is_left_and_nobody_else_could_read_it(home_folder: object) -> None:
+    def folder() -> str:
+        import os
+
+        return f"{os.getpid()}"
+
+    with Session() as session:
+        remote = session.function(temp_dir="/srv/results")(folder)
+        worker = remote._standby.take({}, ())
+        snapshot = remote._snapshot()
+        payload_bytes = snapshot.payload(snapshot.arguments((), {}), "/srv/results/one")
+        process = worker._process
+        assert process.stdin is not None
+        process.stdin.write(payload_bytes)
+        process.stdin.close()
+        assert process.wait() == 0
+        stat = worker._sandbox.exec(["stat", "-c", "%a", "/srv/results/one"]).result()
+        assert stat.stdout == "600\n"
+
+        taken = operate(session._operations_scope, worker._take, "/srv/results/one", name="take").result()
+        assert taken is not None
+        assert read_result(taken, use_pickle=False).isdigit()
+        assert worker._sandbox.exec(["ls", "-A", "/srv/results"]).result().stdout == ""
 
 
 def test_json_results_are_never_unpickled(home_folder: object) -> None:
