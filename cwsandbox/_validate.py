@@ -163,6 +163,21 @@ def check_terminal_side(value: int, name: str) -> int:
     return value
 
 
+def profiles_of(profile_ids: Sequence[str] | None, profile_names: Sequence[str] | None) -> Sequence[str] | None:
+    """The profiles that are chosen: two names of one setting, as a profile's name is its id.
+
+    Raises:
+        TypeError: They contradict each other.
+    """
+    if profile_names is None:
+        return profile_ids
+    if profile_ids is not None and check_strings(profile_ids, "profile_ids") != check_strings(
+        profile_names, "profile_names"
+    ):
+        raise TypeError("profile_ids and profile_names contradict each other; they mean the same")
+    return profile_names
+
+
 def check_bytes(data: Any, name: str) -> bytes:
     """A copy-free look at bytes-like data as bytes.
 

@@ -31,6 +31,7 @@ from cwsandbox._validate import (
     check_since_time,
     check_tail_lines,
     check_terminal_side,
+    profiles_of,
 )
 from cwsandbox.defaults import SandboxDefaults
 from cwsandbox.exceptions import SandboxNotRunningError
@@ -84,6 +85,7 @@ class Sandbox:
         request_timeout_seconds: Limit for a request, for waiting, and for a command without its own (default 300).
         max_lifetime_seconds: When the gateway ends the sandbox, counted from its creation.
         profile_ids: Profiles it may run with; an empty list clears those of the defaults.
+        profile_names: Another name of `profile_ids`.
         runner_ids: Runners it may run on; likewise.
         resources: CPU, memory, GPU: `ResourceOptions`, or a dict in its nested or flat form.
         mounted_files: Read-only files, as dicts of `path` and `content` (or `mount_path` and `file_content`), or as one
@@ -113,6 +115,7 @@ class Sandbox:
         request_timeout_seconds: float | None = None,
         max_lifetime_seconds: float | None = None,
         profile_ids: Sequence[str] | None = None,
+        profile_names: Sequence[str] | None = None,
         runner_ids: Sequence[str] | None = None,
         resources: ResourceOptions | Mapping[str, Any] | None = None,
         mounted_files: Sequence[Mapping[str, Any]] | Mapping[str, str | bytes] | None = None,
@@ -133,7 +136,7 @@ class Sandbox:
             container_image=container_image,
             tags=tags,
             max_lifetime_seconds=max_lifetime_seconds,
-            profile_ids=profile_ids,
+            profile_ids=profiles_of(profile_ids, profile_names),
             runner_ids=runner_ids,
             resources=resources,
             mounted_files=mounted_files,
@@ -203,6 +206,7 @@ class Sandbox:
         tags: Sequence[str] | None = None,
         status: SandboxStatus | str | None = None,
         profile_ids: Sequence[str] | None = None,
+        profile_names: Sequence[str] | None = None,
         runner_ids: Sequence[str] | None = None,
         include_stopped: bool = False,
         show_terminated: bool | None = None,
@@ -216,6 +220,7 @@ class Sandbox:
             tags: All of these tags.
             status: This status only; a terminal one includes stopped sandboxes.
             profile_ids: Any of these profiles.
+            profile_names: Another name of `profile_ids`.
             runner_ids: Any of these runners.
             include_stopped: Also those that ended, as long as the gateway remembers them.
             show_terminated: Another name of `include_stopped`.
@@ -224,12 +229,13 @@ class Sandbox:
             auth: The account; default is that of the process.
 
         Raises:
-            TypeError: `include_stopped` and `show_terminated` contradict each other.
+            TypeError: Two names of one setting contradict each other.
             ValueError: From the ref: `status` is not a `SandboxStatus` value.
         """
         finder = SandboxCore(None, SandboxDefaults(), base_url, timeout_seconds, auth)
         stopped = with_terminated(include_stopped, show_terminated)
-        query = ListQuery(tags, status, profile_ids, runner_ids, stopped)
+        profiles = profiles_of(profile_ids, profile_names)
+        query = ListQuery(tags, status, profiles, runner_ids, stopped)
         return finder.operate(cls._list, finder, query, name="list sandboxes")
 
     @classmethod

@@ -19,7 +19,7 @@ from cwsandbox._metrics import Metrics
 from cwsandbox._operate import SharedOperation, await_shielded, operate
 from cwsandbox._runtime.portal import portal_scope
 from cwsandbox._runtime.scope import Scope
-from cwsandbox._validate import check_strings
+from cwsandbox._validate import check_strings, profiles_of
 from cwsandbox.defaults import SandboxDefaults
 from cwsandbox.exceptions import SandboxError
 from cwsandbox.integrations.wandb import WandbReporter
@@ -97,6 +97,7 @@ class Session:
         tags: Sequence[str] | None = None,
         max_lifetime_seconds: float | None = None,
         profile_ids: Sequence[str] | None = None,
+        profile_names: Sequence[str] | None = None,
         runner_ids: Sequence[str] | None = None,
         resources: ResourceOptions | Mapping[str, Any] | None = None,
         mounted_files: Sequence[Mapping[str, Any]] | Mapping[str, str | bytes] | None = None,
@@ -122,7 +123,7 @@ class Session:
             container_image=container_image,
             tags=tags,
             max_lifetime_seconds=max_lifetime_seconds,
-            profile_ids=profile_ids,
+            profile_ids=profiles_of(profile_ids, profile_names),
             runner_ids=runner_ids,
             resources=resources,
             mounted_files=mounted_files,
@@ -146,6 +147,7 @@ class Session:
         serialization: Serialization = Serialization.JSON,
         temp_dir: str | None = None,
         profile_ids: Sequence[str] | None = None,
+        profile_names: Sequence[str] | None = None,
         runner_ids: Sequence[str] | None = None,
         resources: ResourceOptions | Mapping[str, Any] | None = None,
         mounted_files: Sequence[Mapping[str, Any]] | Mapping[str, str | bytes] | None = None,
@@ -170,6 +172,7 @@ class Session:
             temp_dir: Absolute folder in the sandbox for the result file; default is that of the session. Made if
                 missing.
             profile_ids: Profiles it may run with.
+            profile_names: Another name of `profile_ids`.
             runner_ids: Runners it may run on.
             resources: CPU, memory, GPU.
             mounted_files: Read-only files.
@@ -193,7 +196,7 @@ class Session:
 
         options = {
             "container_image": container_image,
-            "profile_ids": profile_ids,
+            "profile_ids": profiles_of(profile_ids, profile_names),
             "runner_ids": runner_ids,
             "resources": resources,
             "mounted_files": mounted_files,
@@ -219,6 +222,7 @@ class Session:
         tags: Sequence[str] | None = None,
         status: SandboxStatus | str | None = None,
         profile_ids: Sequence[str] | None = None,
+        profile_names: Sequence[str] | None = None,
         runner_ids: Sequence[str] | None = None,
         include_stopped: bool = False,
         show_terminated: bool | None = None,
@@ -230,6 +234,7 @@ class Session:
             tags: These tags too.
             status: This status only; a terminal one includes stopped sandboxes.
             profile_ids: Any of these profiles; default are the session's.
+            profile_names: Another name of `profile_ids`.
             runner_ids: Any of these runners; default are the session's.
             include_stopped: Also those that ended, as long as the gateway remembers them.
             show_terminated: Another name of `include_stopped`.
@@ -237,13 +242,14 @@ class Session:
 
         Raises:
             SandboxError: From the ref: `adopt`, and the session is closed.
-            TypeError: `include_stopped` and `show_terminated` contradict each other.
+            TypeError: Two names of one setting contradict each other.
             ValueError: From the ref: `status` is not a `SandboxStatus` value.
         """
+        profiles = profiles_of(profile_ids, profile_names)
         query = ListQuery(
             [*self._defaults.tags, *(check_strings(tags, "tags") or ())],
             status,
-            self._defaults.profile_ids if profile_ids is None else profile_ids,
+            self._defaults.profile_ids if profiles is None else profiles,
             self._defaults.runner_ids if runner_ids is None else runner_ids,
             with_terminated(include_stopped, show_terminated),
         )

@@ -51,6 +51,26 @@ def test_wrong_fields_are_named_by_a_subclass_of_what_april_raises() -> None:
     assert "spec.tags[0]: too long" in str(error)
 
 
+def test_profile_names_are_profile_ids(home_folder: object) -> None:
+    tag = uuid.uuid4().hex
+    with Session({"tags": [tag], "profile_ids": ["default"]}) as session:
+        sandbox = session.sandbox(profile_names=["small"])
+        sandbox.start().result()
+        assert sandbox.wait().profile_id == "small"
+        for listing in (Sandbox.list, session.list):
+            assert listing(tags=[tag], profile_names=["default"]).result() == []
+            (found,) = listing(tags=[tag], profile_names=["small"]).result()
+            assert found.sandbox_id == sandbox.sandbox_id
+        with pytest.raises(TypeError, match="contradict"):
+            session.function(profile_ids=["a"], profile_names=["b"])
+    Sandbox(profile_ids=["a"], profile_names=["a"])
+    for call in (Sandbox, Sandbox.run, Sandbox.list, Session().list, Session().sandbox):
+        with pytest.raises(TypeError, match="contradict"):
+            call(profile_ids=["a"], profile_names=["b"])
+    with pytest.raises(TypeError, match="profile_names"):
+        Sandbox(profile_ids=["a"], profile_names="a")
+
+
 def test_mounted_files_may_be_one_dict(home_folder: object) -> None:
     with Sandbox.run(mounted_files={"/tmp/one/a": "x", "/tmp/one/b": b"y"}) as sandbox:
         assert sandbox.exec(["cat", "/tmp/one/a", "/tmp/one/b"]).result().stdout == "xy"

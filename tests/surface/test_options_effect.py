@@ -131,6 +131,30 @@ async def test_environment_variables_and_annotations_override_per_key(defaults: 
         assert found.annotations == {"a": "default", "b": "own"}
 
 
+@pytest.mark.row("S112", "S113", "S116")
+def test_defaults_and_own_values_in_sync_code(defaults: SandboxDefaults) -> None:
+    common = defaults.with_overrides(
+        tags=("common",), environment_variables={"A": "default", "B": "default"}, runner_ids=("local",)
+    )
+    with Session(common) as session:
+        sandbox = session.sandbox(tags=["own"], environment_variables={"B": "own"}, profile_ids=["default"])
+        assert sandbox.exec(["sh", "-c", "echo $A $B"], check=True).result().stdout == "default own\n"
+        (found,) = session.list(tags=["own"], profile_ids=["default"]).result()
+        assert (found.sandbox_id, found.tags, found.runner_id) == (sandbox.sandbox_id, ("common", "own"), "local")
+        assert session.list(runner_ids=["other"]).result() == []
+
+
+@pytest.mark.row("S117")
+def test_refusals_in_sync_code(defaults: SandboxDefaults) -> None:
+    with pytest.raises(SandboxRefusedError, match="S3"):
+        Sandbox.run(s3_mount={"bucket": "b", "mount_path": "/data"}, defaults=defaults)
+    files = [{"path": "/tmp/sync-file", "content": "x"}]
+    with Sandbox.run(mounted_files=files, max_timeout_seconds=1, defaults=defaults) as sandbox:
+        assert sandbox.read_file("/tmp/sync-file").result() == b"x"
+        with pytest.raises(SandboxTimeoutError):
+            sandbox.exec(["sleep", "60"]).result()
+
+
 async def test_base_url_goes_before_the_environment(defaults: SandboxDefaults, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("CWSANDBOX_BASE_URL", "unix:///nowhere/gateway.sock")
     async with Sandbox(base_url=f"{defaults.base_url}/".rstrip("/")) as sandbox:
