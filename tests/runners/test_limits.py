@@ -235,7 +235,7 @@ async def test_a_processor_limit_holds_for_the_whole_box(runner):
 def test_requests_and_limits_as_version_1_has_them():
     places = Cgroups({"memory": "/m", "cpu": "/c", "processes": "/p"}, swap="memory.memsw.limit_in_bytes")
     limits = Limits(memory_bytes=100, cpu_millicores=500, processes=7)
-    assert places.plan("b", limits, Requests(memory_bytes=50, cpu_millicores=250)) == [
+    assert places.plan("b", limits, Requests(memory_bytes=50, cpu_millicores=1500)) == [
         [
             "/m/cwsandbox-b",
             {
@@ -244,7 +244,7 @@ def test_requests_and_limits_as_version_1_has_them():
                 "memory.memsw.limit_in_bytes": "100",
             },
         ],
-        ["/c/cwsandbox-b", {"cpu.shares": "256", "cpu.cfs_period_us": "100000", "cpu.cfs_quota_us": "50000"}],
+        ["/c/cwsandbox-b", {"cpu.shares": "1536", "cpu.cfs_period_us": "100000", "cpu.cfs_quota_us": "50000"}],
         ["/p/cwsandbox-b", {"pids.max": "7"}],
     ]
 
@@ -252,13 +252,13 @@ def test_requests_and_limits_as_version_1_has_them():
 def test_requests_and_limits_as_version_2_has_them():
     places = Cgroups(version2="/u", version2_limits=frozenset({"memory", "cpu", "processes"}), swap="memory.swap.max")
     limits = Limits(memory_bytes=100, cpu_millicores=1500, processes=7)
-    ((folder, settings),) = places.plan("b", limits, Requests(memory_bytes=50, cpu_millicores=1000))
+    ((folder, settings),) = places.plan("b", limits, Requests(memory_bytes=50, cpu_millicores=250))
     assert folder == "/u/cwsandbox-b"
     assert settings == {
         "memory.max": "100",
         "memory.low": "50",
         "memory.swap.max": "0",
-        "cpu.weight": "39",
+        "cpu.weight": "100",
         "cpu.max": "150000 100000",
         "pids.max": "7",
     }

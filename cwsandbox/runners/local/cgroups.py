@@ -80,7 +80,7 @@ def _version1_settings(name: str, limit: int | None, request: int | None) -> dic
             settings["memory.soft_limit_in_bytes"] = str(request)
     elif name == "cpu":
         if request is not None:
-            settings["cpu.shares"] = str(_shares(request))
+            settings["cpu.shares"] = str(_weight(request, usual=1024, most=262144))
         if limit is not None:
             settings["cpu.cfs_period_us"] = str(_CPU_PERIOD_MICROSECONDS)
             settings["cpu.cfs_quota_us"] = str(_quota(limit))
@@ -98,8 +98,7 @@ def _version2_settings(name: str, limit: int | None, request: int | None) -> dic
             settings["memory.low"] = str(request)
     elif name == "cpu":
         if request is not None:
-            # The kernel's own conversion of shares, 2 to 262144, to weights, 1 to 10000 (systemd and runc use it too).
-            settings["cpu.weight"] = str(1 + (_shares(request) - 2) * 9999 // 262142)
+            settings["cpu.weight"] = str(_weight(request, usual=100, most=10000))
         if limit is not None:
             settings["cpu.max"] = f"{_quota(limit)} {_CPU_PERIOD_MICROSECONDS}"
     else:
@@ -107,9 +106,9 @@ def _version2_settings(name: str, limit: int | None, request: int | None) -> dic
     return settings
 
 
-def _shares(millicores: int) -> int:
-    """A processor is 1024 shares, as Kubernetes has it; the kernel takes 2 to 262144."""
-    return min(max(millicores * 1024 // 1000, 2), 262144)
+def _weight(millicores: int, *, usual: int, most: int) -> int:
+    """A processor is the usual weight. Never less: what asked for nothing has no cgroup, and so the usual weight."""
+    return min(max(millicores * usual // 1000, usual), most)
 
 
 def _quota(millicores: int) -> int:
