@@ -37,23 +37,20 @@ from tests.runners.support import (
 REPOSITORY = Path(__file__).parents[2]
 
 
-def _cgroups() -> list[Path]:
-    """All cgroups there are; other people's may come and go meanwhile."""
-    return [Path(folder) for folder, _, _ in os.walk("/sys/fs/cgroup")]
-
-
 def leftovers(state_dir: Path, runtime_dir: Path) -> list[str]:
     found = [str(path) for path in (state_dir / "boxes").iterdir()]
     found += [str(path) for path in runtime_dir.iterdir()]
     names = {Path(path).name.partition(".")[0] for path in found}
     found += [line for line in Path("/proc/self/mountinfo").read_text().splitlines() if str(state_dir) in line]
     for name in names:
-        found += [str(path) for path in _cgroups() if path.name == f"cwsandbox-{name}"]
+        found += [path for path in cgroups() if path.endswith(f"/cwsandbox-{name}")]
     return found
 
 
 def cgroups() -> set[str]:
-    return {str(path) for path in Path("/sys/fs/cgroup").rglob("cwsandbox-*")}
+    """The boxes' cgroups; those of other gateways may come and go meanwhile, which `os.walk` bears."""
+    folders = (folder for folder, _, _ in os.walk("/sys/fs/cgroup"))
+    return {folder for folder in folders if "/cwsandbox-" in folder}
 
 
 async def test_after_stop(runner, state_dir, runtime_dir) -> None:
