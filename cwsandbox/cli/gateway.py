@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 from typing import TYPE_CHECKING, Any, Final
 
@@ -13,6 +14,8 @@ from cwsandbox.cli.parameters import output_option, quiet_option
 from cwsandbox.cli.running import run_attended
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
+
     from cwsandbox._client.http import Api
 
 _ACCEPT_SECONDS: Final = 10.0
@@ -150,10 +153,7 @@ def add(name: str, key_file: str | None, output: str) -> None:
 
     path = key_file or default_key_file()
     key = add_key(path, name)
-    if output == "json":
-        print_json({"name": name, "key": key, "api_key_file": path})
-    else:
-        click.echo(key)
+    _hand_out(name, key, path, output)
 
 
 @keys.command
@@ -162,18 +162,12 @@ def add(name: str, key_file: str | None, output: str) -> None:
 @output_option
 def rotate(name: str, key_file: str | None, output: str) -> None:
     """Make another API key for NAME and print it, this once. The one before stays valid until the next rotation."""
-    from cwsandbox.exceptions import CWSandboxError
     from cwsandbox.gateway.keyfile import rotate_key
 
     path = key_file or default_key_file()
-    try:
+    with _known(name, path):
         key = rotate_key(path, name)
-    except KeyError:
-        raise CWSandboxError(f"there is no key {name!r} in {path}") from None
-    if output == "json":
-        print_json({"name": name, "key": key, "api_key_file": path})
-    else:
-        click.echo(key)
+    _hand_out(name, key, path, output)
 
 
 @keys.command
@@ -183,14 +177,11 @@ def rotate(name: str, key_file: str | None, output: str) -> None:
 @output_option
 def revoke(name: str, key_file: str | None, quiet: bool, output: str) -> None:
     """Take NAME's keys away. Who holds one is cut off; what runs for it ends after the grace, as for a lost client."""
-    from cwsandbox.exceptions import CWSandboxError
     from cwsandbox.gateway.keyfile import revoke_key
 
     path = key_file or default_key_file()
-    try:
+    with _known(name, path):
         revoke_key(path, name)
-    except KeyError:
-        raise CWSandboxError(f"there is no key {name!r} in {path}") from None
     if output == "json":
         print_json({"name": name, "api_key_file": path})
     elif not quiet:
@@ -211,3 +202,21 @@ def list_keys(key_file: str | None, output: str) -> None:
         print_table(("NAME",), [(name,) for name in names])
     else:
         click.echo("No keys found.")
+
+
+def _hand_out(name: str, key: str, path: str, output: str) -> None:
+    if output == "json":
+        print_json({"name": name, "key": key, "api_key_file": path})
+    else:
+        click.echo(key)
+
+
+@contextlib.contextmanager
+def _known(name: str, path: str) -> Iterator[None]:
+    """A name that the key file does not have is an error of the user's."""
+    from cwsandbox.exceptions import CWSandboxError
+
+    try:
+        yield
+    except KeyError:
+        raise CWSandboxError(f"there is no key {name!r} in {path}") from None

@@ -84,6 +84,10 @@ def test_a_gateway_is_served_to_those_with_a_key(folders: dict[str, str], tmp_pa
         assert cws("ls", env=of_bob).returncode == 1
         eve = json.loads(cws("gateway", "keys", "add", "eve", "-o", "json", env=folders).stdout)["key"]
         assert cws("ls", env={**of_bob, "CWSANDBOX_API_KEY": eve}).returncode == 0
+        second, third = (cws("gateway", "keys", "rotate", "eve", env=folders).stdout.decode().strip() for _ in range(2))
+        codes = [cws("ls", env={**of_bob, "CWSANDBOX_API_KEY": key}).returncode for key in (eve, second, third)]
+        assert codes == [1, 0, 0]
+        assert b"there is no key 'bob'" in cws("gateway", "keys", "rotate", "bob", env=folders).stderr
         server.send_signal(signal.SIGTERM)
         assert server.wait(SECONDS) == 0
     log = (tmp_path / "log").read_text()
