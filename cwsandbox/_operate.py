@@ -81,6 +81,10 @@ class SharedOperation:
         if self._error is not None:
             raise self._error.with_traceback(None)
 
+    def outcome(self) -> OperationRef[None]:
+        """How it ended, once it is over; needs no scope, which may have been left since."""
+        return OperationRef.completed(None) if self._error is None else OperationRef.failed(self._error)
+
     async def _run(self) -> None:
         try:
             await self._operation()

@@ -328,6 +328,8 @@ class Session:
                 sandboxes, self._sandboxes = builtins.list(self._sandboxes.values()), {}
                 self._closing = SharedOperation(self._operations_scope, partial(self._end, sandboxes), "close session")
             closing = self._closing
+        if closing.over:
+            return closing.outcome()
         ref = operate(self._operations_scope, closing.join, name="close session")
         if self._at_exit is not None:
             cleanup = self._at_exit

@@ -125,6 +125,16 @@ def test_s109_a_second_close_joins_the_first(gateway: ServedGateway) -> None:
 
 
 @pytest.mark.row("S109")
+async def test_s109_closing_what_was_left_has_nothing_to_wait_for(home_folder: object) -> None:
+    async with Session() as session:
+        await session.sandbox()
+        first = session.close()
+    await session.close()
+    await first
+    assert await anyio.to_thread.run_sync(session.close().result) is None
+
+
+@pytest.mark.row("S109")
 async def test_s109_leaving_waits_for_all_async(home_folder: object) -> None:
     async with Session() as session:
         sandboxes = [session.sandbox() for _ in range(3)]
@@ -407,7 +417,8 @@ def test_s110_all_causes_are_told_and_a_second_close_tells_the_same(gateway: Ser
         sandbox.wait()
     gateway.refuse("stop", times=2)
     refs = [session.close(), session.close()]
-    for ref in refs:
+    for number in range(3):
+        ref = refs[number] if number < 2 else session.close()
         with pytest.raises(
             SandboxError, match=r"2 of 3 sandboxes could not be stopped: .*refused by the test"
         ) as caught:
