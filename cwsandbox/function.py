@@ -32,7 +32,7 @@ class RemoteFunction(Generic[P, R]):
     """A function made by `Session.function`: `remote` runs it in a sandbox, `local` here.
 
     Each call gets a new sandbox, which is stopped before the result is there. The function, what it refers to and its
-    arguments are taken as they are when `remote` is called. It keeps the name, documentation and signature of the
+    arguments are taken as they are when `remote` is called. It keeps the name, documentation and annotations of the
     function; calling it directly is a TypeError.
     """
 

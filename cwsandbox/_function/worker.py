@@ -15,7 +15,12 @@ import anyio
 from cwsandbox._files import ReadFile
 from cwsandbox._function.payload import MAX_RESULT_BYTES
 from cwsandbox.defaults import SandboxDefaults
-from cwsandbox.exceptions import SandboxCommandTimeoutError, SandboxError, SandboxFileError
+from cwsandbox.exceptions import (
+    SandboxCommandTimeoutError,
+    SandboxError,
+    SandboxExecutionError,
+    SandboxFileError,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -99,7 +104,7 @@ class Worker:
         try:
             self._process.stdin.write(payload)
             self._process.stdin.close()
-        except Exception:  # it has just ended: awaiting it says why
+        except SandboxExecutionError:  # it has just ended: awaiting it says why
             logger.debug("%r ended before its payload", self._process)
         try:
             with anyio.fail_after(self._client_limit):
@@ -134,7 +139,7 @@ class BoundedRead(ReadFile):
     """Reads a whole file, unless it is larger than we take."""
 
     def __init__(self, sandbox: SandboxCore, filepath: str, limit_bytes: int) -> None:
-        super().__init__(sandbox, filepath, None)
+        super().__init__(sandbox, filepath, sandbox.limit(None))
         self._room = limit_bytes
 
     def data(self, code: int, data: bytes) -> None:
