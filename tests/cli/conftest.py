@@ -7,7 +7,9 @@ from typing import TYPE_CHECKING
 import pytest
 
 from tests.cli.support import cws
-from tests.surface.conftest import home_folder as home_folder  # noqa: PLC0414 - a fixture, passed on
+from tests.surface.conftest import gateway as gateway  # noqa: PLC0414 - fixtures, passed on
+from tests.surface.conftest import home_folder as home_folder  # noqa: PLC0414
+from tests.surface.conftest import runner_state as runner_state  # noqa: PLC0414
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

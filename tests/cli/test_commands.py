@@ -9,11 +9,15 @@ import re
 import signal
 import subprocess
 import sys
+from typing import TYPE_CHECKING
 
 import pytest
 
 from cwsandbox.cli.app import main
 from tests.cli.support import COMMAND, SECONDS, cws, document, sandboxes, start
+
+if TYPE_CHECKING:
+    from tests.support.gateway import ServedGateway
 
 
 def test_the_two_outputs_are_exact_and_unmixed(kept: str) -> None:
@@ -247,6 +251,40 @@ def test_the_package_does_not_load_the_command_line() -> None:
         "print([m for m in sys.modules if m.partition('.')[0] in ('click', 'rich')])"
     )
     assert subprocess.run([sys.executable, "-c", script], capture_output=True).stdout == b"[]\n"
+
+
+@pytest.mark.parametrize("door", ["accepting", "making"])
+def test_a_signal_while_the_sandbox_starts_leaves_none(gateway: ServedGateway, door: str) -> None:
+    """Whether the request was not yet accepted, or accepted and the sandbox not yet made."""
+    there = {"CWSANDBOX_BASE_URL": gateway.url}
+    getattr(gateway, door).close()
+    with start("run", "true", env=os.environ | there) as process:
+        getattr(gateway, door).wait_for_arrivals(1)
+        process.send_signal(signal.SIGTERM)
+        getattr(gateway, door).open()
+        assert process.wait(SECONDS) == 128 + signal.SIGTERM
+    assert cws("ls", "-q", env=there).stdout == b""
+
+
+def test_closed_and_full_outputs_are_no_tracebacks(kept: str) -> None:
+    for argv in (("exec", kept, "echo", "hi"), ("ls",)):
+        closed = subprocess.run(["sh", "-c", '"$@" >&-', "sh", *COMMAND, *argv], capture_output=True)
+        assert (closed.returncode, closed.stderr) == (0, b"")
+        full = subprocess.run(["sh", "-c", '"$@" >/dev/full', "sh", *COMMAND, *argv], capture_output=True)
+        assert full.returncode == 1
+        assert re.fullmatch(rb"Error: [^\n]*No space left on device\n", full.stderr)
+
+
+@pytest.mark.parametrize(("missing", "hint"), [("click", b"pip install click"), ("anyio", b"No module named|halted")])
+def test_a_missing_package_of_the_command_line_is_named(missing: str, hint: bytes) -> None:
+    script = (
+        f"import sys; sys.modules[{missing!r}] = None; sys.argv[1:] = ['ls']; "
+        "from cwsandbox.__main__ import main; sys.exit(main())"
+    )
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True)
+    assert done.returncode == 1
+    assert re.search(hint, done.stderr)
+    assert (b"Traceback" in done.stderr) == (missing != "click")
 
 
 def test_the_version_is_the_packages() -> None:
