@@ -118,7 +118,9 @@ class _Feeding(FileOperation):
         ref.add_done_callback(lambda ref: self._spool.close(ref._error))
         reader = self._spool._the_reader(kind, ref._cancel)
         reader._begun = self._begun = _Begun(ref)
-        self._begun._bind(self._sandbox.scope().loop)
+        loop = self._sandbox.scope().loop
+        self._begun._bind(loop)
+        self._spool.bind(loop)
         self._sandbox.operate(self, ref=ref, name=name)
         return reader
 

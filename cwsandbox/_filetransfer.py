@@ -10,6 +10,7 @@ import contextlib
 import logging
 from collections import deque
 from collections.abc import Callable
+from functools import partial
 from typing import TYPE_CHECKING
 
 import anyio
@@ -143,7 +144,7 @@ class Download(FilesStream):
 
     async def __call__(self) -> TransferReport:
         """Receive it. Cancelled, nothing incomplete is left here."""
-        unpacker = Unpacker(self._local, contain=True)
+        unpacker = await anyio.to_thread.run_sync(partial(Unpacker, self._local, contain=True))
         try:
             stream = await self._begin()
             try:

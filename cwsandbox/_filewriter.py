@@ -78,7 +78,9 @@ class FileWriter:
             self.close().result()
         else:
             self.abort()
-            self._ref._latch.wait_blocking(CANCEL_WAIT_SECONDS)
+            loop = self._ref._loop
+            if loop is None or not loop.is_current():
+                self._ref._latch.wait_blocking(CANCEL_WAIT_SECONDS)
 
     async def __aenter__(self) -> Self:
         return self

@@ -57,16 +57,16 @@ def check_cwd(cwd: str | os.PathLike[str] | None) -> str | None:
     return text
 
 
-def check_path(path: str | os.PathLike[str]) -> str:
-    """A path in the sandbox.
+def check_path(path: str | os.PathLike[str], name: str = "filepath") -> str:
+    """A path, in the sandbox or here.
 
     Raises:
         TypeError: Neither str nor path-like.
         ValueError: Empty, or with a NUL byte.
     """
-    text = _text(path, "filepath")
+    text = _text(path, name)
     if not text:
-        raise ValueError("filepath must not be empty")
+        raise ValueError(f"{name} must not be empty")
     return text
 
 

@@ -279,7 +279,7 @@ class Files:
         Raises:
             OSError: From the ref: something here cannot be read.
         """
-        source, limit = os.path.abspath(os.fspath(local)), self._core.limit(timeout_seconds)
+        source, limit = os.path.abspath(check_path(local, "local")), self._core.limit(timeout_seconds)
         target = _into(check_path(remote), os.path.basename(source))
         return self._core.operate(Upload(self._core, source, target, progress, limit), name="upload")
 
@@ -300,7 +300,7 @@ class Files:
             OSError: From the ref: something here cannot be written.
         """
         name, limit = self._checked(remote, timeout_seconds)
-        target = os.path.abspath(_into(os.fspath(local), posixpath.basename(name.rstrip("/"))))
+        target = os.path.abspath(_into(check_path(local, "local"), posixpath.basename(name.rstrip("/"))))
         return self._core.operate(Download(self._core, name, target, progress, limit), name="download")
 
     # For the above.

@@ -114,7 +114,7 @@ class WriteTransfer(Transfer):
                     Code.INVALID_ARGUMENT,
                     f"{self._size} bytes were announced for {self._request.path} and {written} came",
                     Reason.FILE_IO_FAILED,
-                    {"filepath": self._request.path},
+                    {"filepath": _as_text(self._request.path)},
                 )
             await target.commit()
         finally:
@@ -130,7 +130,7 @@ def _file_errors(sandbox: LiveSandbox, path: str) -> Iterator[None]:
     except BoxGoneError:
         raise not_running(sandbox.record) from None
     except RunnerError as problem:
-        raise error(Code.RESOURCE_EXHAUSTED, str(problem), metadata={"filepath": path}) from problem
+        raise error(Code.RESOURCE_EXHAUSTED, str(problem), metadata={"filepath": _as_text(path)}) from problem
     except OSError as problem:
         raise _file_error(problem, path) from problem
 
@@ -138,9 +138,8 @@ def _file_errors(sandbox: LiveSandbox, path: str) -> Iterator[None]:
 def _file_error(problem: OSError, path: str) -> StatusError:
     code, reason = _REASONS.get(problem.errno or 0, (Code.INTERNAL, Reason.FILE_IO_FAILED))
     text = problem.strerror or str(problem)
-    where = problem.filename
-    # In a folder, say which file; the agent may send a path that is no text.
-    path = where.encode(errors="replace").decode() if isinstance(where, str) and where else path
+    # In a folder, say which file.
+    path = _as_text(problem.filename if isinstance(problem.filename, str) and problem.filename else path)
     metadata = {"filepath": path}
     if problem.errno is not None:
         metadata["errno"] = str(problem.errno)
@@ -158,5 +157,11 @@ _REASONS = {
 }
 
 
+def _as_text(path: str) -> str:
+    """A path for people and JSON: not every path is text."""
+    return path.encode(errors="replace").decode()
+
+
 def _timed_out(path: str, seconds: float) -> StatusError:
+    path = _as_text(path)
     return error(Code.DEADLINE_EXCEEDED, f"{path} took longer than {seconds:g} s", metadata={"filepath": path})

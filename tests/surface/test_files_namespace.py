@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import anyio
 import pytest
 
-from cwsandbox import Sandbox, SandboxFileError, SandboxNotRunningError
+from cwsandbox import Sandbox, SandboxCommandTimeoutError, SandboxFileError, SandboxNotRunningError, SandboxTimeoutError
 from cwsandbox.files import FileEntry, FileType
 
 if TYPE_CHECKING:
@@ -120,6 +120,16 @@ class TestWhatIsThere:
         assert sb.files.read_bytes(entry.path).result() == b"odd"
         sb.files.move(entry.path, "/srv/even").result()
         assert sb.files.read_text("/srv/even").result() == "odd"
+
+    def test_errors_about_names_that_are_no_utf_8_arrive(self, files: Files) -> None:
+        odd = os.fsdecode(b"/srv/\xff")
+        for ref in (files.read_bytes(odd), files.stat(odd), files.list(odd), files.write_bytes(f"{odd}/", b"")):
+            with pytest.raises(SandboxFileError) as caught:
+                ref.result()
+            assert (caught.value.filepath or "").rstrip("/") == odd
+        with pytest.raises(SandboxTimeoutError):
+            files.mkdir(odd).result()
+            list(files.watch(odd, timeout_seconds=0.2))
 
     def test_a_folder_of_a_hundred_thousand_is_read_in_bounded_memory(self, sb: Sandbox) -> None:
         sh(sb, "cd /srv; seq 100000 | xargs touch")
@@ -253,6 +263,20 @@ class TestPieces:
         async with afiles.open_read("/srv/f") as reader:
             assert b"".join([piece async for piece in reader]) == content
 
+    async def test_iterating_on_the_loop_that_receives_is_an_error_and_no_deadlock(self, afiles: Files) -> None:
+        reader = afiles.open_read("/etc/hostname")
+        with pytest.raises(RuntimeError, match="async for"):
+            next(reader)
+        with pytest.raises(RuntimeError, match="await"), reader:
+            pass
+
+    async def test_a_writer_that_is_given_up_on_its_loop_does_not_block_it(self, afiles: Files) -> None:
+        await afiles.write_text("/srv/f", "old")
+        with pytest.raises(ZeroDivisionError), afiles.open_write("/srv/f") as writer:
+            await writer.write(b"new")
+            raise ZeroDivisionError
+        assert await afiles.read_text("/srv/f") == "old"
+
     def test_a_reader_of_what_is_not_there_says_so(self, files: Files) -> None:
         with pytest.raises(SandboxFileError, match="No such file"), files.open_read("/srv/none"):
             pass
@@ -309,8 +333,6 @@ async def test_cancelling_stops_and_leaves_nothing(asb: Sandbox) -> None:
 
 
 def test_an_operation_has_its_limit(sb: Sandbox) -> None:
-    from cwsandbox import SandboxTimeoutError
-
     with pytest.raises(SandboxTimeoutError):
         list(sb.files.watch("/srv", timeout_seconds=0.2))
 
@@ -324,16 +346,12 @@ def test_many_operations_at_once(files: Files) -> None:
 
 
 def test_killing_a_command_leaves_operations_alone(sb: Sandbox) -> None:
-    with sb.files.watch("/srv") as events:
-        sleeper = sb.exec(["sleep", "100"])
-        second = sb.files.watch("/tmp").__enter__()
-        from cwsandbox import SandboxCommandTimeoutError
-
-        with pytest.raises(SandboxCommandTimeoutError):
-            sb.exec(["sleep", "60"], timeout_seconds=0.1).result()
-        sb.files.write_text("/srv/x", "").result()
-        assert next(events).path.startswith("/srv/")
-        sb.files.write_text("/tmp/x", "").result()
-        assert next(second).path.startswith("/tmp/")
-        second.close()
-        del sleeper
+    with sb.files.watch("/srv") as before:
+        killed = sb.exec(["sleep", "60"], timeout_seconds=0.3)
+        with sb.files.watch("/tmp") as during:
+            with pytest.raises(SandboxCommandTimeoutError):
+                killed.result()
+            sb.files.write_text("/srv/x", "").result()
+            assert next(before).path.startswith("/srv/")
+            sb.files.write_text("/tmp/x", "").result()
+            assert next(during).path.startswith("/tmp/")

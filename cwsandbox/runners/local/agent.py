@@ -422,9 +422,9 @@ class Agent:
         if len(self._file_jobs) >= _LIMIT_OF_FILE_JOBS:
             raise OSError(11, "too many file operations at once")
         request = self._file_request(message)
-        listing = fileops.small_listing(request)
-        if listing is not None:
-            gateway.send({"id": message.body["id"]}, listing)
+        output = fileops.at_once(request)
+        if output is not None:
+            gateway.send({"id": message.body["id"]}, output)
             return
         pid, fds = fileops.begin(request)
         self._file_jobs[message.body["id"]] = pid

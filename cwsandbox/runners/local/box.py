@@ -43,6 +43,7 @@ _BOX_HAS_ITS_END_SECONDS = 10.0
 _CANCEL_SECONDS = 5.0
 _FILE_JOBS = 16
 """File operations that stream at once, as each is a process in the box. Watches, which may last, are not counted."""
+_MAY_BE_DONE_AT_ONCE = frozenset({FileAction.LIST, FileAction.MOVE, FileAction.REMOVE})
 
 
 class LocalBox:
@@ -240,7 +241,7 @@ class LocalBox:
         except anyio.get_cancelled_exc_class():
             self._post({"op": "end_file_job", "job": number})
             raise
-        if request.action is FileAction.LIST and not reply.fds:
+        if request.action in _MAY_BE_DONE_AT_ONCE and not reply.fds:
             return FinishedFileJob(reply.payload, slots)
         try:
             job = LocalFileJob(self, number, reply, slots, has_input=request.action is FileAction.UNPACK)

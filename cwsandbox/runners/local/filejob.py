@@ -56,7 +56,7 @@ def read_info(found: object) -> FileInfo | None:
 
 
 class FinishedFileJob:
-    """A job that was done before anybody could wait for it: the listing of a small folder."""
+    """A job that the agent did at once: the listing of a small folder, a move, a removed file."""
 
     input = None
 

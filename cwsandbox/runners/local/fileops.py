@@ -66,10 +66,25 @@ def quick(body: dict[str, Any]) -> list[int]:
     return []
 
 
-def small_listing(body: dict[str, Any]) -> bytes | None:
-    """The listing of a small folder, which is not worth a child; None for another one, or another action."""
-    if body["action"] != "list":
-        return None
+def at_once(body: dict[str, Any]) -> bytes | None:
+    """Do what is not worth a child, although its action may be: the output, or None for what is."""
+    if body["action"] == "list":
+        return _small_listing(body)
+    try:
+        if body["action"] == "move":
+            os.rename(body["path"], body["target"])
+            return b""
+        if body["action"] == "remove":
+            os.unlink(body["path"])
+            return b""
+    except OSError as error:
+        # Between file systems, and for folders (POSIX says EPERM), it is.
+        if error.errno not in {errno.EXDEV, errno.EISDIR, errno.EPERM}:
+            raise
+    return None
+
+
+def _small_listing(body: dict[str, Any]) -> bytes | None:
     rows = list(itertools.islice(_entries(body["path"]), _ROWS_PER_LINE + 1))
     if len(rows) > _ROWS_PER_LINE:
         return None
