@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import shutil
 import signal
+import tempfile
 from concurrent.futures import CancelledError
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import anyio
@@ -20,13 +23,13 @@ from cwsandbox import (
     TerminalResult,
     TerminalSession,
 )
-from tests.support.clients import started_client
+from tests.support.clients import run_client, started_client
+from tests.support.leftovers import shut_down_and_look
 from tests.support.processes import PROCESS_TREE, TREE_SIZE, assert_gone, new_marker, processes_with
 from tests.support.relay import Relay, relay
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
-    from pathlib import Path
 
     from tests.support.gateway import ServedGateway
 
@@ -418,6 +421,43 @@ async def test_output_survives_cuts_exactly_once_async(wire: Relay) -> None:
         seen = b"".join([data async for data in session.output])
         assert seen == b"".join(b"%d\r\n" % number for number in range(1, 200_001))
         assert (await session).returncode == 0
+
+
+RESTARTS = """
+import os, signal
+from pathlib import Path
+from cwsandbox import Sandbox
+from tests.support.leftovers import gateway_processes
+with Sandbox.run() as sandbox:
+    session = sandbox.shell(["sh", "-c", "stty raw -echo; echo up; exec cat"])
+    seen = next(session.output)
+    while b"up" not in seen:
+        seen += next(session.output)
+    sent = seen = b""
+    for turn in range(9):
+        block = bytes([65 + turn]) * 30_000
+        sent += block
+        session.stdin.write(block)
+        if turn % 3 == 1:
+            for pid in gateway_processes(Path(os.environ["CWSANDBOX_RUNTIME_DIR"])):
+                os.kill(pid, signal.SIGKILL)
+        while len(seen) < len(sent):
+            seen += next(session.output)
+    assert seen == sent
+    session.kill()
+    print("complete", session.wait())
+"""
+
+
+def test_a_killed_gateway_loses_no_byte_in_either_direction() -> None:
+    base = Path(tempfile.mkdtemp(prefix="cws", dir="/tmp"))
+    folders = {f"CWSANDBOX_{name}_DIR": str(base / name.lower()) for name in ("RUNTIME", "STATE")}
+    try:
+        done = run_client(RESTARTS, **folders)
+        assert (done.returncode, done.stdout) == (0, "complete 137\n"), done.stderr
+        assert shut_down_and_look(base) == []
+    finally:
+        shutil.rmtree(base, ignore_errors=True)
 
 
 # Counting.
