@@ -22,6 +22,7 @@ from cwsandbox import (
     StreamWriter,
     TerminalResult,
     TerminalSession,
+    wait,
 )
 from tests.support.clients import run_client, started_client
 from tests.support.leftovers import shut_down_and_look
@@ -118,6 +119,12 @@ def test_repr_and_results_are_values(sb: Sandbox) -> None:
     assert TerminalResult(1).command == []
     with pytest.raises(AttributeError):
         session.result().returncode = 2  # type: ignore[misc]
+
+
+def test_wait_takes_sessions(sb: Sandbox) -> None:
+    quick, slow = sb.shell(["true"]), sb.shell(["sleep", "60"])
+    assert wait([quick, slow], num_returns=1) == ([quick], [slow])
+    slow.cancel()
 
 
 # Size.
