@@ -6,7 +6,8 @@ Nothing in here awaits, sleeps or opens anything, except that `folders` reads an
 - `channel`: the exec channel, and everything its users need. Below it: `frames` (the smallest units), `flow` (one
   direction of one substream), `opening` and `stream_state` (one stream), `receiving` (incoming frames), `events`.
 - `streams`: what an OPEN carries, by kind of stream.
-- `resources`, `codec`, `openapi`: the HTTP resources, their JSON, and their description.
+- `resources`, `discovery`, `codec`, `openapi`: the HTTP resources, their JSON, and their description.
+- `quantity`: Kubernetes quantities.
 - `folderstream`, `folders`: how a folder travels, and how it is read and made. Standard library only: agents use them.
 - `signals`: signal names as the channel spells them.
 """
