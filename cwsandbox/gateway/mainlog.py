@@ -1,8 +1,9 @@
 """What the main command of a sandbox printed, kept on disk in a bounded ring.
 
 Two files of half the limit each: the current one grows, and when it is full it replaces the previous one. Entries are
-framed with the time they arrived at, because `since_time` and `timestamps` ask for it, and with the position of their
-first byte in all that was ever printed, so that a reader can go on where it was, after a restart of the gateway too.
+framed with the time they arrived at, because `since_time` and `timestamps` ask for it; with the position of their first
+byte in all that was ever printed, so that a reader can go on where it was, after a restart of the gateway too; and with
+its offset in the stream that it came from, so that a restarted gateway logs nothing twice.
 """
 
 from __future__ import annotations
@@ -19,7 +20,7 @@ from typing import TYPE_CHECKING, Final
 
 import anyio
 import anyio.to_thread
-from attrs import frozen
+from attrs import evolve, frozen
 
 from cwsandbox.gateway.pulse import Pulse
 
@@ -32,18 +33,27 @@ _log = logging.getLogger(__name__)
 
 LIMIT_BYTES: Final = 16 * 1024 * 1024
 _CHUNK_BYTES: Final = 64 * 1024
-_FRAME: Final = struct.Struct("!dQI")
+_FRAME: Final = struct.Struct("!dQBQI")
 # The newest bytes are kept in memory: who follows a log does not read the files again for every line.
 _RECENT_BYTES: Final = 128 * 1024
 
 
 @frozen
 class Entry:
-    """Some bytes, when they arrived (seconds since the epoch), and the position of the first one."""
+    """Some bytes.
+
+    Attributes:
+        time: When they arrived, in seconds since the epoch.
+        position: Of the first one, in all that was printed.
+        stream: Which stream they come from: 0 is stdout, 1 stderr.
+        offset: Of the first one, in that stream.
+    """
 
     time: float
     data: bytes
     position: int = 0
+    stream: int = 0
+    offset: int = 0
 
     @property
     def end(self) -> int:
@@ -53,7 +63,7 @@ class Entry:
     def cut(self, position: int) -> Entry:
         """What it holds from a position on."""
         skip = position - self.position
-        return Entry(self.time, self.data[skip:], position) if skip > 0 else self
+        return evolve(self, data=self.data[skip:], position=position, offset=self.offset + skip) if skip > 0 else self
 
 
 @frozen
@@ -88,6 +98,8 @@ class MainLog:
         self._end = 0
         self._current = 0
         self._oldest = 0
+        # Offsets in the streams: after what is in the log.
+        self._logged = [0, 0]
         self._recent: deque[Entry] = deque()
         self._grown = Pulse()
         self._closed = False
@@ -103,21 +115,27 @@ class MainLog:
         self._recent.clear()
         self._grown.notify()
 
-    async def pump(self, source: OutputSource) -> None:
-        """Append everything from `source` until its end; a full disk loses log lines, never blocks the sandbox."""
+    async def pump(self, source: OutputSource, stream: int) -> None:
+        """Append everything from `source` until its end; a full disk loses log lines, never blocks the sandbox.
+
+        What an earlier gateway logged in its last moment, and could not release any more, is known by its offset.
+        """
         with contextlib.suppress(anyio.EndOfStream):
             while True:
                 data = await source.receive(_CHUNK_BYTES)
+                known = self._logged[stream] - (source.position - len(data))
                 try:
-                    await self.append(data)
+                    await self.append(data[max(0, known) :], stream, source.position)
                 except OSError as error:
                     _log.warning("a sandbox's output could not be logged: %s", error)
                 source.release(source.position)
 
-    async def append(self, data: bytes) -> None:
-        """Append `data` with the present time."""
+    async def append(self, data: bytes, stream: int = 0, end: int = 0) -> None:
+        """Append `data`, which ends at the offset `end` of its stream, with the present time."""
+        if not data:
+            return
         async with self._lock:
-            entry = Entry(time.time(), data, self._end)
+            entry = Entry(time.time(), data, self._end, stream, max(0, end - len(data)))
             await anyio.to_thread.run_sync(self._append, entry)
             self._keep_recent(entry)
         self._grown.notify()
@@ -158,7 +176,7 @@ class MainLog:
         if self._size >= self._half:
             os.replace(self._path, self._path + ".1")
             self._size, self._oldest, self._current = 0, self._current, self._end
-        frame = _FRAME.pack(entry.time, entry.position, len(entry.data)) + entry.data
+        frame = _FRAME.pack(entry.time, entry.position, entry.stream, entry.offset, len(entry.data)) + entry.data
         flags = os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC | os.O_NOFOLLOW
         descriptor = os.open(self._path, flags, 0o600)
         try:
@@ -169,6 +187,7 @@ class MainLog:
             os.close(descriptor)
         self._size += len(frame)
         self._end = entry.end
+        self._logged[entry.stream] = entry.offset + len(entry.data)
 
     def _read(self, position: int) -> list[Entry]:
         files = itertools.chain(_entries(self._path + ".1"), _entries(self._path))
@@ -183,6 +202,8 @@ class MainLog:
         if kept := previous + current:
             log._oldest, log._end = kept[0].position, kept[-1].end
             log._current = current[0].position if current else log._end
+        for entry in kept:
+            log._logged[entry.stream & 1] = entry.offset + len(entry.data)
         with contextlib.suppress(FileNotFoundError):
             os.truncate(path, log._size)  # The gateway may have died in the middle of an entry.
         return log
@@ -202,11 +223,11 @@ def _entries(path: str) -> Iterator[Entry]:
         return
     with os.fdopen(descriptor, "rb") as file:
         while len(header := file.read(_FRAME.size)) == _FRAME.size:
-            when, position, length = _FRAME.unpack(header)
+            when, position, stream, offset, length = _FRAME.unpack(header)
             data = file.read(length)
             if len(data) < length:
                 return  # The gateway died in the middle of this entry.
-            yield Entry(when, data, position)
+            yield Entry(when, data, position, stream, offset)
 
 
 def tail(entries: tuple[Entry, ...], lines: int) -> tuple[Entry, ...]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import logging
 import math
+import sqlite3
 from datetime import UTC, datetime
 from time import monotonic
 from typing import TYPE_CHECKING
@@ -18,7 +19,7 @@ from cwsandbox.runners.base import BoxGoneError, RunnerError
 from cwsandbox.wire.resources import State
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping
+    from collections.abc import Awaitable, Callable, Mapping
     from types import TracebackType
 
     from cwsandbox.gateway.mainlog import MainLog
@@ -101,11 +102,16 @@ class LiveSandbox:
     """A sandbox in this gateway's memory, ended ones included.
 
     Only `advance` changes the state, only `run` drives it, and `run` is one task. `on_change` is called after every
-    change of the record.
+    change of the record, and `on_disk` waits until it is written.
     """
 
     def __init__(
-        self, record: Record, log: MainLog, network: SandboxNetwork, on_change: Callable[[LiveSandbox], None]
+        self,
+        record: Record,
+        log: MainLog,
+        network: SandboxNetwork,
+        on_change: Callable[[LiveSandbox], None],
+        on_disk: Callable[[], Awaitable[None]],
     ) -> None:
         self.record = record
         self.log = log
@@ -113,12 +119,14 @@ class LiveSandbox:
         self.box: Box | None = None
         self.forgotten = False
         self._on_change = on_change
+        self._on_disk = on_disk
         self._changed = Pulse()
         # Set when `run` has something to do: the main command ended, or a stop was asked for.
         self._attention = anyio.Event()
         self._stop: Stop | None = None
         self._stop_scope = anyio.CancelScope()
         self._main_exit: ExitStatus | None = None
+        self._logged = anyio.Event()
         self._operations = 0
         self._last_used = monotonic()
 
@@ -201,14 +209,14 @@ class LiveSandbox:
         self.record.isolation = str(box.isolation)
         self.advance(Trigger.BOX_READY)
         async with anyio.create_task_group() as tasks:
-            tasks.start_soon(self._guard, self.log.pump, box.main.stdout)
-            if box.main.stderr is not None:
-                tasks.start_soon(self._guard, self.log.pump, box.main.stderr)
+            tasks.start_soon(self._keep_log, box)
             tasks.start_soon(self._guard, self._watch_main, box)
             tasks.start_soon(self._guard, self._connect, box)
             await self._attention.wait()
             # Two ways to get here: the main command (or the box) ended, or a stop was asked for. A stop may still come
             # during the end.
+            if self._main_exit is not None and self._stop is None:
+                await self._keep_exit(self._main_exit)
             removed = await self._remove(box)
             self.network.close()
             tasks.cancel_scope.deadline = anyio.current_time() + _SETTLE_SECONDS
@@ -230,6 +238,24 @@ class LiveSandbox:
             _log.exception("sandbox %s could not be created", self.record.sandbox_id)
             self.advance(Trigger.CREATE_FAILED, "the gateway failed to create the sandbox; its log says more")
         return None
+
+    async def _keep_log(self, box: Box) -> None:
+        async with anyio.create_task_group() as tasks:
+            tasks.start_soon(self._guard, self.log.pump, box.main.stdout, 0)
+            if box.main.stderr is not None:
+                tasks.start_soon(self._guard, self.log.pump, box.main.stderr, 1)
+        self._logged.set()
+
+    async def _keep_exit(self, status: ExitStatus) -> None:
+        """The box goes next, and what only it knows with it: a gateway that dies now must have the end on disk."""
+        with anyio.move_on_after(_SETTLE_SECONDS):
+            await self._logged.wait()
+        self.record.exit_code = status.returncode
+        try:
+            self._on_change(self)
+            await self._on_disk()
+        except sqlite3.Error:
+            _log.exception("the end of sandbox %s could not be written yet", self.record.sandbox_id)
 
     async def _watch_main(self, box: Box) -> None:
         try:
@@ -271,14 +297,18 @@ class LiveSandbox:
         elif stopped:
             self.advance(Trigger.STOPPED)
         elif status is not None:
-            self.advance(Trigger.MAIN_EXITED, f"the main command ended with exit status {status.returncode}")
+            self.main_exited()
         else:
             self.advance(Trigger.BOX_LOST, "the sandbox was lost: its agent or the whole sandbox was killed")
 
-    async def _guard(self, function: Callable[..., object], argument: object) -> None:
+    def main_exited(self) -> None:
+        """The main command ended by itself, with the exit code that the record has."""
+        self.advance(Trigger.MAIN_EXITED, f"the main command ended with exit status {self.record.exit_code}")
+
+    async def _guard(self, function: Callable[..., object], *args: object) -> None:
         """Run a helper of `run_in`; a failure of its own must not end the sandbox's task."""
         try:
-            await function(argument)  # type: ignore[misc]
+            await function(*args)  # type: ignore[misc]
         except (BoxGoneError, anyio.ClosedResourceError, anyio.BrokenResourceError):
             pass  # The box ended under it.
         except Exception:

@@ -210,7 +210,8 @@ class Service:
             egress_mode=admission.box.network.egress_mode,
             endpoints=network.endpoints,
         )
-        sandbox = LiveSandbox(record, MainLog(self._directories.log_path(sandbox_id)), network, self._on_change)
+        log = MainLog(self._directories.log_path(sandbox_id))
+        sandbox = LiveSandbox(record, log, network, self._on_change, self._store.flush)
         self._register(sandbox)
         self._save(sandbox)
         self._begin(sandbox, functools.partial(sandbox.run, self.runner, admission.box, self._creations))
@@ -367,12 +368,14 @@ class Service:
             log = await anyio.to_thread.run_sync(MainLog.reopen, path) if survivor else MainLog(path)
             box = boxes.pop(record.sandbox_id, None)
             network = self._reconnect(record) if box is not None else SandboxNetwork()
-            sandbox = LiveSandbox(record, log, network, self._on_change)
+            sandbox = LiveSandbox(record, log, network, self._on_change, self._store.flush)
             self._register(sandbox)
             if box is not None and not sandbox.terminal:
                 self._take_back(sandbox, box)
             elif not sandbox.terminal:
                 self._active += 1
+                if record.exit_code is not None:
+                    sandbox.main_exited()
                 sandbox.advance(Trigger.BOX_LOST, "the sandbox did not survive a restart of the gateway")
             if sandbox.terminal:
                 log.close()

@@ -232,6 +232,33 @@ class TestMainLog:
         await log.remove()
         assert [name for name in os.listdir(folder) if name.startswith("log") and name != "logs"] == []
 
+    async def test_what_was_logged_and_not_released_is_not_logged_again(self, folder: Path) -> None:
+        class Replay:
+            """A stream that an earlier gateway had released up to 2."""
+
+            def __init__(self, content: bytes) -> None:
+                self.position = 2
+                self._content = content
+
+            async def receive(self, max_bytes: int = 65536) -> bytes:
+                data = self._content[self.position : self.position + 3]
+                if not data:
+                    raise anyio.EndOfStream
+                self.position += len(data)
+                return data
+
+            def release(self, offset: int) -> None:
+                assert offset == self.position
+
+        log = MainLog(str(folder / "log"))
+        await log.append(b"abc", 0, 3)
+        await log.append(b"12345", 1, 5)
+        await log.append(b"def", 0, 6)
+        again = MainLog.reopen(str(folder / "log"))
+        await again.pump(Replay(b"abcdefghi"), 0)  # type: ignore[arg-type]
+        await again.pump(Replay(b"1234567"), 1)  # type: ignore[arg-type]
+        assert b"".join(entry.data for entry in (await again.read()).entries) == b"abc12345defghi67"
+
     async def test_a_reader_goes_on_at_any_byte_in_memory_and_on_disk(self, folder: Path) -> None:
         log = MainLog(str(folder / "log"))
         text = b"".join(b"%06d\n" % number for number in range(60_000))

@@ -149,3 +149,16 @@ def test_a_shell_goes_on(home_folder: Path, sb: Sandbox) -> None:
     lines = [line for line in seen.decode().splitlines() if line.startswith("line ")]
     assert lines == [f"line {number}" for number in range(1, 20_001)]
     assert b"typed while 2 gateways" in seen
+
+
+def test_the_log_of_the_main_command_has_everything_once(home_folder: Path) -> None:
+    script = "import time\nfor n in range(60_000):\n print('line', n, flush=n % 50 == 0)\n n % 500 or time.sleep(0.01)"
+    with Sandbox.run("python3", "-c", script) as sandbox:
+        sandbox.wait()
+        for _ in range(4):
+            time.sleep(0.15)
+            kill_gateway(home_folder)
+            sandbox.get_status()
+        sandbox.wait_until_complete(timeout=60).result()
+        logged = list(sandbox.stream_logs())
+    assert logged == [f"line {number}\n" for number in range(60_000)]
