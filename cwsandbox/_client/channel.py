@@ -173,7 +173,7 @@ class ExecChannel:
         stream = ClientStream(self, self._mux.open(kind, params, exec_id), sink)
         self._streams[exec_id] = stream
         self._fresh.append(stream)
-        if not self._connected and math.isfinite(reach_seconds):
+        if math.isfinite(reach_seconds):
             stream._reach_seconds = reach_seconds
             stream._reach_by = anyio.current_time() + reach_seconds
             if self._patience is not None:

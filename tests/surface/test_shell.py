@@ -460,7 +460,7 @@ def test_a_killed_gateway_loses_no_byte_in_either_direction() -> None:
     base = Path(tempfile.mkdtemp(prefix="cws", dir="/tmp"))
     folders = {f"CWSANDBOX_{name}_DIR": str(base / name.lower()) for name in ("RUNTIME", "STATE")}
     try:
-        done = run_client(RESTARTS, **folders)
+        done = run_client(RESTARTS, seconds=50, **folders)
         assert (done.returncode, done.stdout) == (0, "complete 137\n"), done.stderr
         assert shut_down_and_look(base) == []
     finally:
