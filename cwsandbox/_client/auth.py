@@ -28,7 +28,7 @@ _logger = logging.getLogger("cwsandbox")
 _NETRC_MACHINE = "api.wandb.ai"
 _NO_PROJECT = "uncategorized"
 _HEADER_NAME = re.compile(r"[!#$%&'*+.^_`|~0-9A-Za-z-]+")
-_HEADER_VALUE = re.compile(r"[!-~]([ -~]*[!-~])?")
+_HEADER_VALUE = re.compile(r"([!-~]([ -~]*[!-~])?)?")
 
 
 @dataclass(frozen=True, repr=False)
@@ -57,25 +57,32 @@ class AuthHeaders:
                 raise ValueError("the name of a header has characters that HTTP does not allow in it")
             if not _HEADER_VALUE.fullmatch(value):
                 raise ValueError(
-                    f"the value of the header {name} is empty, or has characters that HTTP does not allow in it "
+                    f"the value of the header {name} has characters that HTTP does not allow there "
                     "(spaces around it, line ends, letters beyond ASCII)"
                 )
 
     @classmethod
     def api_key(cls, key: str) -> AuthHeaders:
-        """An API key, as a bearer token. Raises as the constructor."""
-        return cls({"authorization": f"Bearer {key}"}, "api_key")
+        """An API key, as a bearer token; space around it is dropped, as keys come out of files with the line's end.
+
+        Raises:
+            ValueError: It is empty, or as the constructor.
+        """
+        return cls({"authorization": f"Bearer {_key(key)}"}, "api_key")
 
     @classmethod
     def wandb(cls, key: str, *, entity: str, project: str | None = None) -> AuthHeaders:
-        """A W&B key. Raises as the constructor.
+        """A W&B key; space around it is dropped.
 
         Args:
             key: The key.
             entity: The team or user that it acts for.
             project: A project of the entity.
+
+        Raises:
+            ValueError: It is empty, or as the constructor.
         """
-        return cls({"x-api-key": key, "x-entity-id": entity, "x-project-name": project or _NO_PROJECT}, "wandb")
+        return cls({"x-api-key": _key(key), "x-entity-id": entity, "x-project-name": project or _NO_PROJECT}, "wandb")
 
     def __bool__(self) -> bool:
         return bool(self.headers)
@@ -86,6 +93,12 @@ class AuthHeaders:
     def __repr__(self) -> str:
         shown = ", ".join(f"{name!r}: '***'" for name in self.headers)
         return f"AuthHeaders(headers={{{shown}}}, strategy={self.strategy!r})"
+
+
+def _key(key: str) -> str:
+    if stripped := key.strip():
+        return stripped
+    raise ValueError("the key is empty")
 
 
 NO_AUTH = AuthHeaders({}, "none")
@@ -236,7 +249,6 @@ def resolve_auth(*, env: Mapping[str, str] | None = None) -> AuthHeaders:
     if mode is not None:
         return _asked(mode.get_auth, f"the auth mode {mode.name!r}")
     env = os.environ if env is None else env
-    # Keys often come out of files, with the line's end.
     if key := env.get(API_KEY_VARIABLE, "").strip():
         try:
             return AuthHeaders.api_key(key)

@@ -41,9 +41,9 @@ from wsproto.connection import ConnectionState
 from wsproto.utilities import ProtocolError
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncGenerator, AsyncIterator, Callable, Iterator, Sequence
+    from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Iterator, Sequence
 
-    from cwsandbox._client.auth import Credentials
+    from cwsandbox._client.auth import AuthHeaders, Credentials
 
 _ACCEPT_GUID = b"258EAFA5-E914-47DA-95CA-C5AB0DC85B11"  # RFC 6455, section 1.3
 _READ_BYTES = 256 * 1024
@@ -109,14 +109,15 @@ class Transport:
             Exception: Looking for newer credentials failed.
         """
         headers = {"content-type": "application/json"} if content is not None else {}
-        while True:
-            auth = self._credentials.headers
+
+        async def send(auth: AuthHeaders) -> httpx.Response:
             with _translated():
-                response = await self._client.request(
+                return await self._client.request(
                     method, path, params=list(params), content=content, headers={**headers, **auth.headers}
                 )
-            if response.status_code != _UNAUTHENTICATED or not await self._credentials.renew(auth):
-                return Reply(response.status_code, response.content)
+
+        response = await self._authenticated(send)
+        return Reply(response.status_code, response.content)
 
     @asynccontextmanager
     async def websocket(self, path: str, *, greeting: str) -> AsyncIterator[tuple[Reply, WebSocket]]:
@@ -130,7 +131,15 @@ class Transport:
             Exception: Looking for newer credentials failed.
         """
         async with self._make_client() as client:
-            greeted = await self._greet(client, greeting)
+
+            async def greet(auth: AuthHeaders) -> httpx.Response:
+                # The handshake of the WebSocket sends them too.
+                client.headers = {**headers, **auth.headers}
+                with _translated():
+                    return await client.get(greeting)
+
+            headers = client.headers
+            greeted = await self._authenticated(greet)
             reply = Reply(greeted.status_code, greeted.content)
             if greeted.status_code != 200:
                 raise UpgradeRefusedError(reply)
@@ -145,17 +154,13 @@ class Transport:
             except httpx_ws.WebSocketUpgradeError as error:
                 raise UpgradeRefusedError(Reply(error.response.status_code, error.response.content)) from error
 
-    async def _greet(self, client: httpx.AsyncClient, path: str) -> httpx.Response:
-        """Ask with credentials that are accepted, if there are any, which the client then keeps."""
-        while True:
-            auth = self._credentials.headers
-            client.headers.update(auth.headers)
-            with _translated():
-                response = await client.get(path)
-            if response.status_code != _UNAUTHENTICATED or not await self._credentials.renew(auth):
-                return response
-            for name in auth.headers:
-                del client.headers[name]
+    async def _authenticated(self, send: Callable[[AuthHeaders], Awaitable[httpx.Response]]) -> httpx.Response:
+        """Send with the present credentials, and once more with newer ones if these are refused and there are any."""
+        auth = self._credentials.headers
+        response = await send(auth)
+        if response.status_code == _UNAUTHENTICATED and await self._credentials.renew(auth):
+            response = await send(self._credentials.headers)
+        return response
 
 
 @contextmanager
