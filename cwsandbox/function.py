@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any, Generic, ParamSpec, TypeVar, cast
 
 from cwsandbox._function.call import Call, Slots
 from cwsandbox._function.payload import Snapshot
+from cwsandbox._function.source import remember
 from cwsandbox._function.standby import Standby
 from cwsandbox._operate import operate
 from cwsandbox._runtime.operation import OperationRef
@@ -48,6 +49,7 @@ class RemoteFunction(Generic[P, R]):
         standby: int,
     ) -> None:
         function = _plain_function(function)
+        remember(function)
         functools.update_wrapper(cast("Any", self), function, updated=())
         self._session = session
         self._function = function

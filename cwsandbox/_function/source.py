@@ -5,6 +5,7 @@ import __future__
 
 import ast
 import dis
+import inspect
 import linecache
 import sys
 from functools import lru_cache
@@ -14,9 +15,9 @@ from typing import TYPE_CHECKING
 from attrs import frozen
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Sequence
+    from collections.abc import Callable, Hashable, Iterator, Sequence
 
-__all__ = ["Definition", "class_definition", "function_definition", "methods"]
+__all__ = ["Definition", "class_definition", "function_definition", "methods", "remember"]
 
 _ANNOTATIONS = __future__.annotations.compiler_flag
 _SHARED_FILENAMES = frozenset({"<stdin>", "<string>", "<console>"})
@@ -25,6 +26,9 @@ _GLOBAL_OPERATIONS = frozenset({
     "LOAD_NAME", "LOAD_GLOBAL", "STORE_GLOBAL", "DELETE_GLOBAL", "LOAD_FROM_DICT_OR_GLOBALS",
 })  # fmt: skip
 _RUN_AT_ONCE = frozenset({"<lambda>", "<listcomp>", "<setcomp>", "<dictcomp>", "<genexpr>"})
+
+_remembered: dict[str, str] = {}
+"""The text of a file when a function of it was last found in it to be what runs here."""
 
 _Node = ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef | ast.Lambda
 
@@ -68,6 +72,13 @@ class _Source:
         return self.offset(node.end_lineno, node.end_col_offset)
 
 
+def remember(function: object) -> None:
+    """Read the source of a function that is just being made: later its file may say something else."""
+    code = getattr(inspect.unwrap(function) if callable(function) else None, "__code__", None)
+    if code is not None:
+        _remembered[code.co_filename] = _present_text(code.co_filename)
+
+
 def function_definition(function: FunctionType) -> Definition | None:
     """The definition of a plain function, without decorators and without the expressions of its defaults.
 
@@ -75,13 +86,16 @@ def function_definition(function: FunctionType) -> Definition | None:
         None if its source is not known, or does not say all (methods: their names and `super()` need the class).
     """
     code = function.__code__
-    source = _source_of(code.co_filename)
-    if source is None or "__class__" in code.co_freevars:
+    if "__class__" in code.co_freevars:
         return None
-    for node, _, is_member in source.found:
-        if not isinstance(node, ast.ClassDef) and not is_member and _is_code_of(node, code):
-            return _cut(source, node, code.co_freevars)
-    return None
+
+    def find(source: _Source) -> _Cut | None:
+        for node, _, is_member in source.found:
+            if not isinstance(node, ast.ClassDef) and not is_member and _is_code_of(node, code):
+                return _cut(source, node, code.co_freevars)
+        return None
+
+    return _find(code.co_filename, find, [code])
 
 
 def class_definition(cls: type, free: Sequence[str] = ()) -> Definition | None:
@@ -94,14 +108,50 @@ def class_definition(cls: type, free: Sequence[str] = ()) -> Definition | None:
     own = [code for method in methods(cls) if (code := method.__code__).co_qualname.startswith(cls.__qualname__ + ".")]
     module_file = getattr(sys.modules.get(cls.__module__), "__file__", None)
     file = own[0].co_filename if own else module_file
-    source = _source_of(file) if file else None
-    if source is None:
-        return None
-    nodes = [node for node, name, _ in source.found if isinstance(node, ast.ClassDef) and name == cls.__qualname__]
-    nodes = [
-        node for node in nodes if all(node.lineno <= code.co_firstlineno <= (node.end_lineno or 0) for code in own)
-    ]
-    return _cut(source, nodes[-1], free) if nodes else None
+
+    def find(source: _Source) -> _Cut | None:
+        named = (node for node, name, _ in source.found if isinstance(node, ast.ClassDef) and name == cls.__qualname__)
+        around = [node for node in named if all(_is_within(code, node) for code in own)]
+        return _cut(source, around[-1], free) if around else None
+
+    return _find(file, find, own) if file else None
+
+
+def _is_within(code: CodeType, node: ast.ClassDef) -> bool:
+    return node.lineno <= code.co_firstlineno <= (node.end_lineno or 0)
+
+
+def _find(file: str, find: Callable[[_Source], _Cut | None], codes: list[CodeType]) -> Definition | None:
+    """The definition in the file as it is now, unless only the file as it was says what is running here.
+
+    A file may be edited while its program runs, and a module may be loaded again. Where neither fits, as where a tool
+    has rewritten the code (pytest does that to assert statements), the file as it is now counts.
+    """
+    wanted = [_fingerprint(code) for code in codes]
+    found: list[_Cut] = []
+    present = _present_text(file)
+    for text in dict.fromkeys((present, _remembered.get(file, ""))):
+        source = _parse(file, text) if text else None
+        cut = find(source) if source is not None else None
+        if cut is None:
+            continue
+        if set(wanted) <= set(_fingerprints(cut.code)):
+            _remembered[file] = text
+            return cut.definition
+        found.append(cut)
+    return found[0].definition if found else None
+
+
+def _fingerprint(code: CodeType) -> Hashable:
+    constants = [_fingerprint(item) if isinstance(item, CodeType) else repr(item) for item in code.co_consts]
+    return code.co_name, code.co_code, code.co_names, code.co_varnames, tuple(constants)
+
+
+def _fingerprints(code: CodeType) -> Iterator[Hashable]:
+    yield _fingerprint(code)
+    for constant in code.co_consts:
+        if isinstance(constant, CodeType):
+            yield from _fingerprints(constant)
 
 
 def methods(cls: type) -> Iterator[FunctionType]:
@@ -111,22 +161,20 @@ def methods(cls: type) -> Iterator[FunctionType]:
         yield from (item for item in inner if isinstance(item, FunctionType))
 
 
-def _source_of(file: str) -> _Source | None:
+def _present_text(file: str) -> str:
     if file in _SHARED_FILENAMES:
-        return None
+        return ""
     linecache.checkcache(file)
-    lines = linecache.getlines(file)
-    return _parse(file, "".join(lines)) if lines else None
+    return "".join(linecache.getlines(file))
 
 
 @lru_cache(maxsize=64)
 def _parse(file: str, text: str) -> _Source | None:
     try:
-        tree = ast.parse(text)
+        tree, encoded = ast.parse(text), text.encode()
     except (SyntaxError, ValueError):
         return None
     starts = [0]
-    encoded = text.encode()
     for line in encoded.split(b"\n"):
         starts.append(starts[-1] + len(line) + 1)
     return _Source(file, encoded, tuple(starts), tuple(_definitions(tree, "", is_member=False)))
@@ -153,7 +201,15 @@ def _is_code_of(node: _Node, code: CodeType) -> bool:
     return node.name == code.co_name and first == code.co_firstlineno
 
 
-def _cut(source: _Source, node: _Node, free: Sequence[str]) -> Definition | None:
+@frozen
+class _Cut:
+    """A definition, and what it compiles to."""
+
+    definition: Definition
+    code: CodeType
+
+
+def _cut(source: _Source, node: _Node, free: Sequence[str]) -> _Cut | None:
     """The node as a text of its own; None if it does not compile alone."""
     if isinstance(node, ast.Lambda):
         name, indent = "__cws_function__", " " if free else ""
@@ -175,7 +231,7 @@ def _cut(source: _Source, node: _Node, free: Sequence[str]) -> Definition | None
     late: set[str] = set()
     _collect_globals(code, early, late, at_once=True)
     imports = frozenset(_imports(code))
-    return Definition(source.file, first, text, name, frozenset(early), frozenset(late - early), imports)
+    return _Cut(Definition(source.file, first, text, name, frozenset(early), frozenset(late - early), imports), code)
 
 
 def _wrap(body: str, name: str, first: int, indent: str, free: Sequence[str]) -> str:

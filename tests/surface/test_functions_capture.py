@@ -6,6 +6,7 @@ import contextlib
 import dataclasses
 import enum
 import functools
+import importlib
 import json as js
 import logging
 import math
@@ -321,6 +322,19 @@ def test_modules_of_the_project_may_be_imported_inside(session: Session, project
         return [ourhelpers.up("x"), deep.f()]
 
     assert uses.remote().result() == ["X", "PACKAGE"]
+
+
+def test_a_file_that_was_edited_meanwhile_does_not_change_what_runs(session: Session, project: Path) -> None:
+    file = project / "ourjob.py"
+    text = "def helper(n):\n    return n + 1\n\ndef job(n):\n    return helper(n) * 2\n"
+    file.write_text(text)
+    import ourjob  # type: ignore[import-not-found]
+
+    remote = session.function()(ourjob.job)
+    file.write_text(text.replace("n + 1", "n + 100").replace("* 2", "* 3"))
+    assert remote.remote(1).result() == ourjob.job(1) == 4
+    importlib.reload(ourjob)
+    assert session.function()(ourjob.job).remote(1).result() == ourjob.job(1) == 303
 
 
 @pytest.mark.parametrize("alias", [False, True])
