@@ -12,10 +12,28 @@ from pathlib import Path
 import anyio
 import pytest
 
-from cwsandbox.runners.base import BoxNetwork, BoxSpec, ExitStatus, IsolationLevel, IsolationUnavailableError
+from cwsandbox.runners.base import (
+    BoxGoneError,
+    BoxNetwork,
+    BoxSpec,
+    ExitStatus,
+    IsolationLevel,
+    IsolationUnavailableError,
+)
+from cwsandbox.wire.folders import pack
 from tests.runners.confined import USER
 from tests.runners.conftest import box_spec
-from tests.runners.support import python
+from tests.runners.support import (
+    asked,
+    file_job,
+    file_rows,
+    host_children,
+    python,
+    read_file,
+    read_until,
+    shell,
+    started,
+)
 
 REPOSITORY = Path(__file__).parents[2]
 CONFINED = os.environ.get("CWSANDBOX_TEST_CONFINED")
@@ -189,3 +207,24 @@ async def test_an_isolated_box_without_namespaces_has_no_sockets_but_unix_ones(m
         with pytest.raises(OSError, match="Address family"):
             await box.listen(40000)
         await box.stop(0)
+
+
+async def test_file_operations_work_without_namespaces_and_end_with_the_box(make_runner, tmp_path):
+    (tmp_path / "source" / "sub").mkdir(parents=True)
+    (tmp_path / "source" / "sub" / "f").write_bytes(b"content")
+    async with make_runner(isolation="process") as runner:
+        box = await runner.create(box_spec())
+        await file_job(box, asked("unpack", "here"), pack(str(tmp_path / "source")))
+        assert await read_file(box, "here/sub/f") == b"content"
+        assert [row[0] for row in await file_rows(box, asked("glob", "here", pattern="**/f"))] == ["sub/f"]
+        job = await box.file_job(asked("watch", "here", recursive=True))
+        async with started(box, "sleep", "600") as command:
+            await command.kill()
+        await shell(box, "touch here/sub/g")
+        await read_until(job.output, b"sub/g")
+        child = f"/proc/{host_children(box)[-1]}"
+        await box.stop(0)
+        assert not os.path.exists(child)
+        with pytest.raises(BoxGoneError):
+            await job.wait()
+        await job.aclose()
