@@ -19,8 +19,9 @@ from attrs import frozen
 
 from cwsandbox._fileops import FilesStream
 from cwsandbox.exceptions import SandboxFileError
-from cwsandbox.wire.folders import Tally, Unpacker, pack, tree_bytes
 from cwsandbox.wire.folderstream import FolderStreamError
+from cwsandbox.wire.packing import Tally, pack, tree_bytes
+from cwsandbox.wire.unpacking import Unpacker
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

@@ -11,8 +11,8 @@ import pytest
 
 from cwsandbox.wire.channel import StreamKind
 from cwsandbox.wire.errors import Code, Reason
-from cwsandbox.wire.folders import pack
 from cwsandbox.wire.folderstream import Kind, encode
+from cwsandbox.wire.packing import pack
 from cwsandbox.wire.streams import FileAction, FileInfo, FilesOpen
 from tests.gateway.test_files import write
 

@@ -23,8 +23,9 @@ from cwsandbox.runners.base import (
     RunnerError,
     TerminalSize,
 )
-from cwsandbox.wire.folders import Unpacker, pack
 from cwsandbox.wire.folderstream import Kind, encode
+from cwsandbox.wire.packing import pack
+from cwsandbox.wire.unpacking import Unpacker
 from tests.runners.support import (
     FINISH_SECONDS,
     asked,

@@ -20,7 +20,7 @@ from cwsandbox.runners.base import (
     IsolationLevel,
     IsolationUnavailableError,
 )
-from cwsandbox.wire.folders import pack
+from cwsandbox.wire.packing import pack
 from tests.runners.confined import USER
 from tests.runners.conftest import box_spec
 from tests.runners.support import (

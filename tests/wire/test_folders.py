@@ -15,7 +15,6 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from cwsandbox.wire.folders import Tally, Unpacker, pack, tree_bytes
 from cwsandbox.wire.folderstream import (
     CHUNK_BYTES,
     DEEPEST,
@@ -25,6 +24,8 @@ from cwsandbox.wire.folderstream import (
     encode,
     link_stays_inside,
 )
+from cwsandbox.wire.packing import Tally, pack, tree_bytes
+from cwsandbox.wire.unpacking import Unpacker
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator

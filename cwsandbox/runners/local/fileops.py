@@ -22,8 +22,9 @@ from cwsandbox.runners.local.files import write_all
 from cwsandbox.runners.local.protocol import INLINE_FILE_BYTES
 from cwsandbox.runners.local.trees import remove_tree
 from cwsandbox.runners.local.watch import watch
-from cwsandbox.wire.folders import Unpacker, make_parents, pack
 from cwsandbox.wire.folderstream import CHUNK_BYTES, FolderStreamError
+from cwsandbox.wire.packing import pack
+from cwsandbox.wire.unpacking import Unpacker, make_parents
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator, Sequence
