@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import builtins
 import inspect
 import linecache
 import os
@@ -13,7 +14,7 @@ import subprocess
 import sys
 import termios
 import textwrap
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from pathlib import Path
 from types import ModuleType
 from typing import TYPE_CHECKING
@@ -23,6 +24,9 @@ import pytest
 
 import cwsandbox
 from cwsandbox import Sandbox, Session
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
 from cwsandbox._client.auth import _reset_auth_mode
 
 if TYPE_CHECKING:
@@ -173,6 +177,29 @@ def blocks(page: Path) -> list[tuple[str, str | None, str]]:
     return found
 
 
+class Printed:
+    """A block's `print`, which remembers what was printed on which line."""
+
+    def __init__(self, print_: Callable[..., None]) -> None:
+        self.values: dict[int, list[object]] = {}
+        self._print = print_
+
+    def __call__(self, *values: object, **options: object) -> None:
+        caller = sys._getframe(1)
+        if len(values) == 1 and caller.f_code.co_filename == "<block>":
+            self.values.setdefault(caller.f_lineno, []).append(values[0])
+        self._print(*values, **options)
+
+    def check(self, code: str) -> None:
+        """Compare with the comments that tell a value, as in `print(result.returncode)  # 0`."""
+        for number, line in enumerate(code.splitlines(), 1):
+            _, hash_, comment = line.partition("  # ")
+            with suppress(ValueError, SyntaxError):
+                promised = ast.literal_eval(comment)
+                if hash_ and number in self.values:
+                    assert self.values[number] == [promised], line
+
+
 def is_async(code: str) -> bool:
     """Whether it awaits at its top level, or defines a `main` for the text to run."""
     compiled = compile(code, "block", "exec", flags=ast.PyCF_ALLOW_TOP_LEVEL_AWAIT)
@@ -210,6 +237,8 @@ def test_code_on_the_pages_runs(home_folder: object, code: str, backend: str, mo
     """A block may use what the text around it speaks of: a running sandbox with a few files, and commands in it."""
     main = ModuleType("__main__")  # A block is a program: its classes are found by pickle, its source by inspect.
     monkeypatch.setitem(sys.modules, "__main__", main)
+    printed = Printed(print)
+    monkeypatch.setattr(builtins, "print", printed)
     monkeypatch.setitem(linecache.cache, "<block>", (len(code), None, code.splitlines(keepends=True), "<block>"))
     with Sandbox.run() as sandbox, Session() as session:
         sandbox.write_file("/srv/train.py", b"print('trained')").result()
@@ -228,3 +257,4 @@ def test_code_on_the_pages_runs(home_folder: object, code: str, backend: str, mo
             exec(compiled, main.__dict__)
             if backend:
                 anyio.run(main.__dict__["main"], backend=backend)
+        printed.check(code)
