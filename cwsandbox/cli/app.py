@@ -99,9 +99,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         status = _invoke(arguments)
         sys.stdout.flush()
     except BrokenPipeError:
-        # Whoever read our output has seen enough. What is still buffered has nowhere to go when the interpreter ends.
-        _discard_output()
-        return 0
+        # Whoever read our output has seen enough. What is still buffered has nowhere to go.
+        hard_exit(0)
     except (Interrupted, KeyboardInterrupt) as interruption:
         with contextlib.suppress(OSError):
             sys.stdout.flush()
@@ -146,9 +145,3 @@ def _fill_standard_descriptors() -> None:
     for name, descriptor in (("stdout", 1), ("stderr", 2)):
         if getattr(sys, name) is None:
             setattr(sys, name, open(descriptor, "w", encoding="utf-8", closefd=False))  # noqa: SIM115 - to the end
-
-
-def _discard_output() -> None:
-    null = os.open(os.devnull, os.O_WRONLY)
-    os.dup2(null, 1)
-    os.close(null)

@@ -73,10 +73,11 @@ def cp(sources: tuple[str, ...], target: str, timeout: float | None, quiet: bool
     if len(ids) > 1 or bool(to.sandbox_id) == bool(*ids):
         raise click.UsageError("the sources must all be in one sandbox (ID:PATH) and the target here, or the reverse")
     for place in places:
-        if not to.sandbox_id:
-            continue
-        if not os.path.lexists(place.path):
+        if to.sandbox_id and not os.path.lexists(place.path):
             raise click.UsageError(f"{place.path!r} does not exist here (a place in a sandbox is ID:PATH)")
+        if place.sandbox_id and posixpath.basename(place.path.rstrip("/")) == "..":
+            # Put under its own name it would not be below the target.
+            raise click.UsageError(f"{place.path!r} has no name of its own; name the folder")
 
     async def copy(session: Session) -> list[dict[str, Any]]:
         sandbox = await session.from_id(to.sandbox_id or places[0].sandbox_id, adopt=False)

@@ -49,7 +49,7 @@ class RemoteCommand:
         core = sandbox._core
         limit = core.limit(self.timeout)
         ExecOperation(core, process, cwd=self.cwd, env=self.env, check=False, timeout_seconds=limit).start()
-        return await follow(process, process._chunks()) or 0
+        return await follow(process, process._chunks())
 
     async def run_to_json(self, sandbox: Sandbox) -> dict[str, Any]:
         """Run it; return what it did, as `-o json` shows it."""

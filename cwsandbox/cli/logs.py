@@ -63,9 +63,9 @@ def logs(sandbox_id: str, follow: bool, tail: int | None, since: datetime | None
     try:
         return run_in_session(run)
     except Interrupted as interruption:
-        if interruption.status != _CTRL_C:
-            raise
-        return 0
+        if interruption.status == _CTRL_C:
+            interruption.status = 0  # The way to end following.
+        raise
 
 
 def _object(line: str) -> str:

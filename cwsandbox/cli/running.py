@@ -52,18 +52,29 @@ def run_attended(operation: Callable[[], Awaitable[T]]) -> T:
 
 @asynccontextmanager
 async def helped() -> AsyncIterator[TaskGroup]:
-    """A task group for what helps the body: it is cancelled when the body ends. The body's failure is not wrapped."""
+    """A task group for what helps the body: it is cancelled when the body ends, and the body when a helper fails.
+
+    Raises:
+        Exception: What the body or, if that did not fail, a helper raised; never a group.
+    """
     import anyio
 
     failure: Exception | None = None
-    async with anyio.create_task_group() as tasks:
-        try:
-            yield tasks
-        except Exception as error:
-            failure = error
-        tasks.cancel_scope.cancel()
+    try:
+        async with anyio.create_task_group() as tasks:
+            try:
+                yield tasks
+            except Exception as error:
+                failure = error
+            tasks.cancel_scope.cancel()
+    except ExceptionGroup as group:
+        failure = failure or group
     if failure is not None:
-        raise failure
+        raise _first(failure)
+
+
+def _first(error: Exception) -> Exception:
+    return _first(error.exceptions[0]) if isinstance(error, ExceptionGroup) else error
 
 
 async def _with_session(operation: Callable[[Session], Awaitable[T]]) -> T:

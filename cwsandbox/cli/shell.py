@@ -50,7 +50,7 @@ class TerminalCommand:
             session = sandbox.shell(self.argv, width=width, height=height, cwd=self.cwd, env={**term, **self.env})
             async with helped() as tasks:
                 await tasks.start(_follow_terminal, session, size, enter)
-                return await follow(session, [session.output]) or 0
+                return await follow(session, [session.output])
 
 
 @click.command(short_help="Open a shell in a sandbox, on this terminal.")

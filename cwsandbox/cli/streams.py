@@ -48,7 +48,11 @@ class Output:
 
 
 async def read_input(descriptor: int = STDIN) -> AsyncIterator[bytes]:
-    """What comes in on a descriptor of ours, until its end; no thread is left reading if that is given up."""
+    """What comes in on a descriptor of ours, until its end; no thread is left reading if that is given up.
+
+    Raises:
+        CWSandboxError: It cannot be read.
+    """
     waitable = not stat.S_ISREG(os.fstat(descriptor).st_mode)
     while True:
         if waitable:
@@ -68,7 +72,7 @@ async def read_input(descriptor: int = STDIN) -> AsyncIterator[bytes]:
         except OSError as error:
             if error.errno == errno.EIO:
                 return  # A terminal that has gone.
-            raise
+            raise CWSandboxError(f"the input cannot be read: {error.strerror}") from error
         if not data:
             return
         yield data
@@ -76,7 +80,7 @@ async def read_input(descriptor: int = STDIN) -> AsyncIterator[bytes]:
 
 async def follow(
     process: RunningCommand[ProcessResult] | RunningCommand[TerminalResult], outputs: Sequence[ChunkReader]
-) -> int | None:
+) -> int:
     """Pass the command's output on as it comes, and our input to it; until it has ended and all was written.
 
     Args:
@@ -84,39 +88,37 @@ async def follow(
         outputs: What goes to our standard output and, if there is a second one, to our standard error.
 
     Returns:
-        Its exit code; None if nobody reads our output any more: the command was killed then.
+        Its exit code; 0 if nobody reads our output any more: the command was killed then.
 
     Raises:
-        CWSandboxError: As `process.result()`, after the output that there was; or the output cannot be written.
+        CWSandboxError: As `process.result()`, after the output that there was; or our output cannot be written, or our
+            input not be read.
     """
-    problems: list[Exception] = []
     result: ProcessResult | TerminalResult | None = None
-    async with helped() as tasks:
-
-        async def pump(reader: ChunkReader, output: Output) -> None:
-            try:
-                async for data in reader:
-                    await output.write(data)
-            except (BrokenPipeError, CWSandboxError) as problem:
-                # Cancelling the wait for the command kills it.
-                problems.append(problem)
-                tasks.cancel_scope.cancel()
-
-        if process._stdin is not None:
-            tasks.start_soon(feed, process._stdin)
-        async with anyio.create_task_group() as pumps:
-            for reader, descriptor in zip(outputs, (STDOUT, STDERR), strict=False):
-                pumps.start_soon(pump, reader, Output(descriptor))
-            try:
-                result = await process
-            except CWSandboxError as problem:
-                problems.append(problem)
-    if problems:
-        if isinstance(problems[0], BrokenPipeError):
-            return None
-        raise problems[0]
+    failure: CWSandboxError | None = None
+    try:
+        # A failure in here cancels the wait for the command, which kills it.
+        async with helped() as tasks:
+            if process._stdin is not None:
+                tasks.start_soon(feed, process._stdin)
+            async with anyio.create_task_group() as pumps:
+                for reader, descriptor in zip(outputs, (STDOUT, STDERR), strict=False):
+                    pumps.start_soon(_pump, reader, Output(descriptor))
+                try:
+                    result = await process
+                except CWSandboxError as error:
+                    failure = error
+    except BrokenPipeError:
+        return 0
+    if failure is not None:
+        raise failure
     assert result is not None
     return result.returncode
+
+
+async def _pump(reader: ChunkReader, output: Output) -> None:
+    async for data in reader:
+        await output.write(data)
 
 
 async def feed(stdin: StreamWriter) -> None:

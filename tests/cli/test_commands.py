@@ -81,6 +81,26 @@ def test_an_input_file_and_a_closed_input_are_inputs_too(kept: str, tmp_path: ob
     assert (closed.returncode, closed.stdout) == (0, b"0\n")
 
 
+def test_an_input_that_cannot_be_read_is_a_failure(kept: str, tmp_path: object) -> None:
+    for argv in (["exec", kept], ["exec", "-o", "json", kept]):
+        done = subprocess.run(
+            ["sh", "-c", f'"$@" 0>{tmp_path}/x', "sh", *COMMAND, *argv, "sleep", "1000"], capture_output=True
+        )
+        assert (done.returncode, done.stdout) == (1, b"")
+        assert done.stderr == b"Error: the input cannot be read: Bad file descriptor\n"
+
+
+def test_ctrl_c_ends_following_a_log_with_success(home_folder: object) -> None:
+    sandbox_id = cws("run", "-d", "sh", "-c", "echo up; sleep 1000").stdout.decode().strip()
+    with start("logs", "-f", sandbox_id) as process:
+        assert process.stdout is not None
+        assert process.stdout.readline() == b"up\n"
+        process.send_signal(signal.SIGINT)
+        assert process.wait(SECONDS) == 0
+    assert sandboxes("-s", "running").count(sandbox_id) == 1
+    assert cws("rm", "-q", sandbox_id).returncode == 0
+
+
 def test_no_stdin_keeps_the_input_for_the_caller(kept: str) -> None:
     script = 'read -r first; "$@"; cat'
     done = subprocess.run(

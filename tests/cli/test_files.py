@@ -102,6 +102,7 @@ def test_folders_are_copied_both_ways(kept: str, tmp_path: Path) -> None:
         (["here", "there"], b"the sources must all be in one sandbox"),
         (["ID:a", "ID:b"], b"the sources must all be in one sandbox"),
         (["ID:a", "other:b", "."], b"the sources must all be in one sandbox"),
+        (["ID:/srv/..", "."], b"has no name of its own"),
         (["no/such", "ID:"], b"does not exist here"),
         (["/etc/hosts", "/etc/hostname", "ID:/etc/hosts"], b"is not a folder"),
     ],
