@@ -131,6 +131,7 @@ class Transport:
             Exception: Looking for newer credentials failed.
         """
         async with self._make_client() as client:
+            headers = client.headers
 
             async def greet(auth: AuthHeaders) -> httpx.Response:
                 # The handshake of the WebSocket sends them too.
@@ -138,7 +139,6 @@ class Transport:
                 with _translated():
                     return await client.get(greeting)
 
-            headers = client.headers
             greeted = await self._authenticated(greet)
             reply = Reply(greeted.status_code, greeted.content)
             if greeted.status_code != 200:

@@ -11,7 +11,7 @@ if TYPE_CHECKING:
 
 __all__ = ["WandbReporter"]
 
-logger = logging.getLogger("cwsandbox")
+logger: logging.Logger = logging.getLogger("cwsandbox")
 
 
 class WandbReporter:
