@@ -49,7 +49,7 @@ class Command:
     def __init__(self, exec_id: str, started: Started, mark: Mark, note: Any) -> None:
         self.exec_id = exec_id
         self.pid: int = started.pid
-        self.fds = started.fds
+        self.fds: dict[str, int] = started.fds
         """What the gateway has too, by the names of `protocol.JOURNALS`."""
         self.mark = mark
         self.note = note

@@ -45,8 +45,8 @@ class Journal:
 
     def __init__(self, fd: int) -> None:
         self._fd = fd
-        self.end = os.fstat(fd).st_size
-        self.taken = min(os.lseek(fd, 0, os.SEEK_CUR), self.end)
+        self.end: int = os.fstat(fd).st_size
+        self.taken: int = min(os.lseek(fd, 0, os.SEEK_CUR), self.end)
         self._punched = 0
 
     # -- towards the client
