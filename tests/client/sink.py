@@ -94,9 +94,10 @@ def run(
     greedy: bool = True,
     exec_id: str | None = None,
     reach_seconds: float = math.inf,
+    kind: StreamKind = StreamKind.EXEC,
 ) -> Sink:
     """Open a stream on the scripted front."""
     sink = Sink(greedy=greedy)
     exec_id = exec_id or f"exec-{next(_numbers)}"
-    sink.stream = channel.open(StreamKind.EXEC, {"argv": list(argv)}, exec_id, sink, reach_seconds)
+    sink.stream = channel.open(kind, {"argv": list(argv)}, exec_id, sink, reach_seconds)
     return sink

@@ -8,6 +8,7 @@ import pytest
 from cwsandbox import exceptions as e
 from cwsandbox._client.channel import Timing
 from cwsandbox._client.stream import Exited, Lost
+from cwsandbox.wire.channel import StreamKind
 from tests.client.peer import flood_bytes, serving
 from tests.client.proxy import proxying
 from tests.client.sink import run
@@ -128,12 +129,14 @@ async def test_a_connection_that_broke_while_idle_is_not_missed() -> None:
     assert proxy.accepted == 2
 
 
-async def test_a_restarted_gateway_is_not_given_a_command_that_may_have_run() -> None:
+async def test_a_restarted_gateway_is_not_given_again_what_must_not_be_done_twice() -> None:
+    """Commands are: it finds those that run in the sandboxes, by their exec ids. This peer has no sandboxes."""
     async with serving() as peer, proxying(peer.path) as proxy, channel_to(proxy.path, TIMING) as channel:
-        unanswered = run(channel, "never", exec_id="unanswered")
+        unanswered = run(channel, "never", exec_id="unanswered", kind=StreamKind.WRITE)
+        command = run(channel, "never", exec_id="command")
         confirmed = run(channel, "hang", exec_id="confirmed")
         await confirmed.running.wait()
-        assert peer.runs == ["unanswered", "confirmed"]
+        assert peer.runs == ["unanswered", "command", "confirmed"]
         proxy.refuse = True
         await proxy.cut()
         await anyio.sleep(0.05)
@@ -145,7 +148,8 @@ async def test_a_restarted_gateway_is_not_given_a_command_that_may_have_run() ->
             outcome = await sink.result()
             assert isinstance(outcome, Lost)
             assert type(outcome.error) is e.SandboxUnavailableError
-    assert peer.runs == ["unanswered", "confirmed", "fresh"]
+        assert command.outcome is None
+    assert sorted(peer.runs) == ["command", "command", "confirmed", "fresh", "unanswered"]
 
 
 async def test_a_command_that_the_same_gateway_did_not_answer_is_asked_for_again_and_runs_once() -> None:

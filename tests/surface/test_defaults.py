@@ -27,6 +27,7 @@ def test_the_fields_and_their_defaults() -> None:
         "secrets",
         "environment_variables",
         "annotations",
+        "auth",
     ]
     assert defaults.container_image == "python:3.11"
     assert defaults.command == "/bin/sh"
