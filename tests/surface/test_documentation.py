@@ -24,13 +24,10 @@ import pytest
 
 import cwsandbox
 from cwsandbox import Sandbox, Session
-
-if TYPE_CHECKING:
-    from collections.abc import Callable
 from cwsandbox._client.auth import _reset_auth_mode
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Callable, Iterator
 
 EXAMPLES = Path(__file__).parents[2] / "docs" / "examples"
 PRINTED = {
