@@ -14,7 +14,7 @@ from cwsandbox.cli.parameters import output_option, quiet_option
 from cwsandbox.cli.running import run_attended
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Callable, Iterator
 
     from cwsandbox._client.http import Api
 
@@ -22,7 +22,7 @@ _ACCEPT_SECONDS: Final = 10.0
 _END_SECONDS: Final = 30.0
 """A gateway takes 25 s at most to end its sandboxes and itself."""
 
-key_file_option = click.option(
+key_file_option: Callable[[Any], Any] = click.option(
     "--api-key-file",
     "key_file",
     metavar="FILE",

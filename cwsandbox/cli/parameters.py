@@ -15,12 +15,15 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
     F = TypeVar("F", bound=Callable[..., Any])
+    _Seconds = click.ParamType[float, Any]
+else:
+    _Seconds = click.ParamType  # Not generic in every version.
 
 OUTPUT_FORMATS: Final = ("table", "json")
 _UNITS: Final = {"": 1, "s": 1, "m": 60, "h": 3600, "d": 86400}
 
 
-class Duration(click.ParamType):  # type: ignore[type-arg]
+class Duration(_Seconds):
     """A number of seconds, or one with the unit s, m, h or d; "inf" has no end."""
 
     name = "duration"

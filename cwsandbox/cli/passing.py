@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, MutableMapping
 
 
 class PassingCommand(click.Command):
@@ -19,7 +19,7 @@ class PassingCommand(click.Command):
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
-        self.context_settings = {**self.context_settings, "allow_interspersed_args": False}
+        self.context_settings: MutableMapping[str, Any] = {**self.context_settings, "allow_interspersed_args": False}
 
     def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
         """Move options from behind the first argument to before it; then as always."""

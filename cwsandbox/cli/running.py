@@ -28,7 +28,7 @@ class Interrupted(Exception):  # noqa: N818 - not an error
 
     def __init__(self, number: int) -> None:
         super().__init__(number)
-        self.status = 128 + number
+        self.status: int = 128 + number
 
 
 def run_in_session(operation: Callable[[Session], Awaitable[T]]) -> T:
