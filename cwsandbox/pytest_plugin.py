@@ -127,12 +127,15 @@ def pytest_runtest_call(item: pytest.Item) -> Generator[None, None, None]:
 @pytest.hookimpl(wrapper=True)
 def pytest_runtest_teardown(item: pytest.Item) -> Generator[None, None, None]:
     """Look for sandboxes that the test and its fixtures left, once the fixtures had their turn."""
-    yield
     watch = item.stash.get(_WATCH, None)
     if watch is None:
+        yield
         return
     del item.stash[_WATCH]
-    left = watch.stop_sandboxes()
+    try:
+        yield
+    finally:
+        left = watch.stop_sandboxes()
     if left and watch.passed:
         pytest.fail(
             f"the test left sandboxes that nobody stopped (they were stopped now): {', '.join(left)}\n"
