@@ -199,8 +199,8 @@ async def _run(
     else:
         status = await remote.run(sandbox)
     if keep:
-        _release(session, sandbox)
         click.echo(f"Sandbox {printable(sandbox.sandbox_id)} is kept.", err=True)
+        _release(session, sandbox)
     return status
 
 
@@ -211,11 +211,12 @@ async def _leave_running(session: Session, command: tuple[str, ...], wanted: dic
     sandbox = session.sandbox(**main, **wanted)
     async with waiting("Starting a sandbox"):
         await sandbox
-    _release(session, sandbox)
+    # Told first: a sandbox whose id reached nobody is stopped.
     if output == "json":
         print_json(sandbox_summary(sandbox))
     else:
         click.echo(printable(sandbox.sandbox_id))
+    _release(session, sandbox)
     return 0
 
 

@@ -212,6 +212,8 @@ def test_json_holds_what_a_command_did(kept: str) -> None:
     }
     outcome = json.loads(cws("run", "-o", "json", "cat", stdin=b"in").stdout)
     assert (outcome["stdout"], outcome["returncode"]) == ("in", 0)
+    lost = subprocess.run(["sh", "-c", '"$@" >/dev/full', "sh", *COMMAND, "run", "-d", "--tag", "lost"], stderr=-3)
+    assert (lost.returncode, sandboxes("-t", "lost")) == (1, [])  # Nobody knows its id.
     detached = document("run", "--detach", "--tag", "json")
     assert detached["status"] == "running"
     assert document("rm", detached["sandbox_id"]) == [
@@ -232,6 +234,7 @@ def test_wrong_usage_is_status_2_and_says_what_is_wrong(kept: str, capsys: pytes
         (("exec", "--cwd", "rel", kept, "ls"), "must be an absolute path in the sandbox, not 'rel'"),
         (("exec", kept, "--cwd", "rel", "ls"), "must be an absolute path in the sandbox, not 'rel'"),
         (("exec", "--timeout", "0", kept, "ls"), "is not a duration"),
+        (("run", "--lifetime", "inf", "true"), "is not a duration"),
         (("exec", "--nope", kept, "ls"), "No such option"),
         (("exec", "-e", "=x", kept, "ls"), "no name"),
         (("exec", kept, ""), "must not be empty"),

@@ -7,6 +7,7 @@ import os
 import shutil
 import signal
 import subprocess
+import sys
 import tempfile
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -146,9 +147,23 @@ def test_doctor_says_what_the_machine_can_enforce(folders: dict[str, str]) -> No
     assert "call filter" in weaker["notice"]
 
 
-def test_doctor_fails_where_no_sandbox_can_be_made(folders: dict[str, str]) -> None:
+def test_doctor_names_a_folder_that_is_not_private(folders: dict[str, str]) -> None:
     os.chmod(folders["CWSANDBOX_STATE_DIR"], 0o755)
     done = cws("doctor", env=folders)
     assert (done.returncode, done.stderr) == (1, b"")
     assert b"chmod 700" in done.stdout
     os.chmod(folders["CWSANDBOX_STATE_DIR"], 0o700)
+
+
+def test_doctor_fails_where_namespaces_are_required_and_forbidden(folders: dict[str, str], tmp_path: Path) -> None:
+    script = (
+        "import sys; from tests.runners.confined import become; become('container'); sys.argv[1:] = ['doctor', '-o', 'json']; "
+        "from cwsandbox.__main__ import main; sys.exit(main())"
+    )
+    environment = {**os.environ, **folders, "TMPDIR": str(tmp_path), "CWSANDBOX_ISOLATION": "namespaces"}
+    done = subprocess.run([sys.executable, "-c", script], env=environment, capture_output=True, timeout=SECONDS)
+    assert (done.returncode, done.stderr) == (1, b"")
+    report = json.loads(done.stdout)
+    assert (report["ok"], report["isolation"]) == (False, None)
+    assert "cannot isolate sandboxes" in report["problem"]
+    assert any("container" in remedy for remedy in report["remedies"])
