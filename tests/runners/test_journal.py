@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import fcntl
 import os
 
+import anyio
 import pytest
 
 from cwsandbox.runners.local import journal
 from cwsandbox.runners.local.journal import Journal
+from cwsandbox.runners.local.streams import InputStream, OutputStream
 
 MIB = 1024 * 1024
 
@@ -111,3 +114,52 @@ def test_a_position_beyond_the_end_is_the_end(fd: int) -> None:
     lied = Journal(os.dup(fd))
     assert (lied.taken, lied.end, lied.read(lied.taken, 10)) == (0, 0, b"")
     lied.close()
+
+
+class TestAnAgentThatMeddles:
+    """The agent has the descriptor too, and what is in a box may have the agent."""
+
+    async def test_a_cut_input_is_broken_and_does_not_keep_the_loop_busy(self, fd: int) -> None:
+        read, write = pipe_with(b"")
+        sink = InputStream(write, Journal(os.dup(fd)), lambda: None)
+        async with anyio.create_task_group() as tasks:
+            with anyio.fail_after(5), pytest.raises(anyio.BrokenResourceError):
+                tasks.start_soon(cut_when_full, fd, read)
+                await sink.send(bytes(200_000))
+        sink.close()
+        os.close(read)
+
+    async def test_a_cut_output_ends(self, fd: int) -> None:
+        read, write = pipe_with(b"abc")
+        source = OutputStream(read, Journal(os.dup(fd)))
+        assert await source.receive(1) == b"a"
+        os.write(write, b"def")
+        source._journal.fill(read, 100)
+        os.ftruncate(fd, 1)
+        with pytest.raises(anyio.EndOfStream):
+            await source.receive()
+        source.close()
+        os.close(write)
+
+    @pytest.mark.parametrize("seals", [fcntl.F_SEAL_GROW, fcntl.F_SEAL_WRITE, fcntl.F_SEAL_SEAL])
+    async def test_a_sealed_journal_fails_its_own_stream_only(self, fd: int, seals: int) -> None:
+        read, write = pipe_with(b"abc")
+        source = OutputStream(read, Journal(os.dup(fd)))
+        fcntl.fcntl(fd, fcntl.F_ADD_SEALS, seals)
+        os.close(write)
+        source.command_exited()
+        source.settle()
+        with anyio.fail_after(5):
+            try:
+                while True:
+                    await source.receive()
+            except (anyio.EndOfStream, OSError):
+                pass
+        source.release(10)
+        source.close()
+
+
+async def cut_when_full(fd: int, read: int) -> None:
+    await anyio.wait_all_tasks_blocked()
+    os.ftruncate(fd, 0)
+    os.read(read, 100_000)

@@ -121,8 +121,9 @@ class OutputStream(End):
         if self._fd < 0:
             return
         limit = self._journal.end + LARGE_PIPE_BYTES
-        while self._journal.end < limit and not self._ended and self._fill(limit - self._journal.end):
-            pass
+        with contextlib.suppress(OSError):  # An agent may have sealed the journal: its box's end is seen all the same.
+            while self._journal.end < limit and not self._ended and self._fill(limit - self._journal.end):
+                pass
         self._settled = True
         self.hang_up()
 
