@@ -18,8 +18,8 @@ if TYPE_CHECKING:
     from collections.abc import Generator, Iterator, Sequence
 
     from cwsandbox._core import SandboxCore
+    from cwsandbox._running import RunningCommand
     from cwsandbox.defaults import SandboxDefaults
-    from cwsandbox.process import Process
     from cwsandbox.sandbox import Sandbox
     from cwsandbox.session import Session
 
@@ -150,7 +150,7 @@ class _LeakWatch:
     def __init__(self) -> None:
         self.passed = False
         self._started: list[SandboxCore] = []
-        self._before: set[Process] = set()
+        self._before: set[RunningCommand[Any]] = set()
 
     def begin(self) -> None:
         """The test's body begins."""
@@ -159,7 +159,7 @@ class _LeakWatch:
         self._before = _running_commands()
         _core.on_started = self._started.append
 
-    def end(self) -> Sequence[Process]:
+    def end(self) -> Sequence[RunningCommand[Any]]:
         """The test's body is over.
 
         Returns:
@@ -181,14 +181,14 @@ class _LeakWatch:
 _WATCH: pytest.StashKey[_LeakWatch] = pytest.StashKey()
 
 
-def _running_commands() -> set[Process]:
+def _running_commands() -> set[RunningCommand[Any]]:
+    from cwsandbox._running import RunningCommand
     from cwsandbox._runtime.scope import running_operations
-    from cwsandbox.process import Process
 
-    return {operation for operation in running_operations() if isinstance(operation, Process)}
+    return {operation for operation in running_operations() if isinstance(operation, RunningCommand)}
 
 
-def _unfinished(commands: set[Process]) -> Sequence[Process]:
+def _unfinished(commands: set[RunningCommand[Any]]) -> Sequence[RunningCommand[Any]]:
     from cwsandbox.waiting import wait
 
     # One on a loop that stands still between tests cannot finish; waiting for it ends with the time.

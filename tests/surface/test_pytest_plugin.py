@@ -106,12 +106,16 @@ def test_leaves(sandbox):
     process = sandbox.exec(["sh", "-c", "echo up; sleep $0", "{marker}"])
     assert next(process.stdout) == "up\\n"
 
+def test_leaves_a_terminal(sandbox):
+    shell = sandbox.shell(["sh", "-c", "echo up; sleep $0", "{marker}"])
+    assert b"up" in next(shell.output)
+
 def test_next(sandbox):
     pass
 """
     result = run(pytester, code, *NO_ASYNC)
-    result.assert_outcomes(passed=1, failed=1)
-    result.stdout.fnmatch_lines(["*the test left commands running (they were killed):", f"*sh*{marker}*"])
+    result.assert_outcomes(passed=1, failed=2)
+    result.stdout.fnmatch_lines(["*the test left commands running (they were killed):", f"*sh*{marker}*"] * 2)
     assert_gone(marker)
 
 
