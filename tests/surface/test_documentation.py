@@ -134,7 +134,7 @@ def test_the_interactive_shell_on_a_terminal(home_folder: object) -> None:
         terminal.wait_for(" ")  # The prompt: from here on the terminal takes keys as they are.
         terminal.type("stty size\n")
         terminal.wait_for("30 100")
-        terminal.type("echo sta''rted; sleep 1000\n")
+        terminal.type("sh -c 'echo sta\"\"rted; exec sleep 1000'\n")  # It has the foreground before it says so.
         terminal.wait_for("started")
         terminal.type("\x03")  # Ctrl-C ends the sleep, not the shell; it also drops what was typed and not yet read.
         terminal.wait_for(" ")
