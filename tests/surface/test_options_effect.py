@@ -360,7 +360,7 @@ async def test_snapshots_are_refused_and_the_sandbox_goes_on(defaults: SandboxDe
         (ResourceOptions(requests={"cpu": "1"}, limits={}), {"cpu": "1"}, {"cpu": "1"}),
     ],
 )
-def test_a_missing_side_is_filled_as_a_whole(given: Any, requests: dict[str, str], limits: dict[str, str]) -> None:
+def test_a_missing_side_is_filled_as_a_whole(given: Any, requests: dict[str, Any], limits: dict[str, Any]) -> None:
     sides = sent(resources=given).containers[0].resource_requirements
     assert sides is not None
     assert sides.requests == Resources(**requests)
