@@ -9,6 +9,7 @@ import stat
 from typing import NamedTuple
 
 from cwsandbox.runners.local import syscalls as linux
+from cwsandbox.runners.local.descriptors import memory_file
 from cwsandbox.runners.local.protocol import INLINE_FILE_BYTES
 
 _NEW_MODE = 0o644
@@ -55,7 +56,7 @@ def with_known_size(fd: int) -> int:
     """A descriptor of the same content that knows its size: a copy in memory of what the kernel makes up (/proc)."""
     if os.fstat(fd).st_size > 0:
         return fd
-    memory = os.memfd_create("copy", os.MFD_CLOEXEC)
+    memory = memory_file("copy")
     os.lseek(fd, 0, os.SEEK_SET)
     room = _LARGEST_COPY
     while part := os.read(fd, INLINE_FILE_BYTES):

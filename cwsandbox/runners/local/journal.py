@@ -15,6 +15,7 @@ import fcntl
 import os
 import stat
 
+from cwsandbox.runners.local.descriptors import memory_file
 from cwsandbox.runners.local.syscalls import punch_hole
 
 _PUNCH_BYTES = 512 * 1024
@@ -24,7 +25,7 @@ _PAGE_BYTES = os.sysconf("SC_PAGE_SIZE")
 
 def make() -> int:
     """Make an empty journal; returns its descriptor."""
-    return os.memfd_create("journal", os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)
+    return memory_file("journal")
 
 
 def is_journal(fd: int) -> bool:

@@ -14,6 +14,8 @@ import stat
 import struct
 from typing import TYPE_CHECKING, Any, NamedTuple
 
+from cwsandbox.runners.local.descriptors import memory_file
+
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
@@ -65,7 +67,7 @@ def send(connection: socket.socket, data: bytes, fds: Sequence[int] = _NO_DESCRI
     if len(data) <= INLINE_BYTES:
         _send_datagram(connection, data, fds)
         return
-    memory = os.memfd_create("message", os.MFD_CLOEXEC)
+    memory = memory_file("message")
     try:
         with open(memory, "wb", closefd=False) as file:
             file.write(data)
