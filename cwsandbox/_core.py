@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import importlib
 import logging
 import math
 import threading
 import uuid
+import warnings
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import anyio
+import anyio.to_thread
 
 from cwsandbox._client.auth import check_auth
 from cwsandbox._exec import ExecStats
@@ -54,6 +57,15 @@ _POLL_SECONDS = 30.0
 """The longest single long poll: short enough for a proxy in between, long enough to cost nothing."""
 _TAKE_BACK_SECONDS = 10.0
 """How long a start that was given up may take to remove what it may have made."""
+
+_client_loaded = False
+
+
+def _load_client() -> None:
+    """Import the client: a tenth of a second of work, at the first use in a process, that no event loop waits for."""
+    global _client_loaded
+    importlib.import_module("cwsandbox._client.gateway")
+    _client_loaded = True
 
 
 class SandboxCore:
@@ -139,6 +151,8 @@ class SandboxCore:
     async def client(self) -> GatewayClient:
         """The scope's connection to the gateway; opened on first use."""
         if self._gateway is None:
+            if not _client_loaded:
+                await anyio.to_thread.run_sync(_load_client)
             from cwsandbox._client.address import resolve_address
             from cwsandbox._client.gateway import connect, find_account
 
@@ -184,6 +198,18 @@ class SandboxCore:
 
     def __repr__(self) -> str:
         return f"<Sandbox id={self.sandbox_id} status={self.life.status or 'not_started'}>"
+
+    def __del__(self) -> None:
+        # What is held is stopped with the program; the rest, once nobody and no operation has it, can be stopped by
+        # nobody any more. An object whose construction failed has no life.
+        life = getattr(self, "life", None)
+        if life is not None and self.started_here and life.wants_stop:
+            warnings.warn(
+                f"{self!r} was never stopped: use `with`, `async with`, or stop()",
+                ResourceWarning,
+                source=self,
+                stacklevel=1,
+            )
 
     def ended_message(self) -> str:
         """Why nothing can be done with it any more."""

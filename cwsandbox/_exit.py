@@ -4,8 +4,9 @@
     SIGTERM, SIGHUP                                    Python runs nothing of ours: a signal handler
     SIGKILL, os._exit                                  nothing runs: the gateway's grace and idle limit
 
-A signal handler is installed only while something is held, only in the main thread, and only where the signal has its
-default disposition: a program that ignores or handles the signal keeps its own ways, and leaves its contexts itself.
+A signal handler is installed only while something is held or expected, only in the main thread, and only where the
+signal has its default disposition: a program that ignores or handles the signal keeps its own ways, and leaves its
+contexts itself.
 When the signal comes, the loop that a sandbox belongs to may be the very one that the handler interrupts, so the
 gateway is asked over a connection of its own, from a thread of its own. Then the program ends with status 128 + n; a
 second signal ends it at once.
@@ -19,11 +20,11 @@ import logging
 import os
 import signal
 import threading
-from typing import TYPE_CHECKING
+import weakref
+from typing import TYPE_CHECKING, Any
 
 import anyio
 
-from cwsandbox._lifecycle import Phase
 from cwsandbox._runtime.scope import Scope
 from cwsandbox.exceptions import SandboxNotFoundError
 
@@ -32,7 +33,7 @@ if TYPE_CHECKING:
 
     from cwsandbox._core import SandboxCore
 
-__all__ = ["hold", "release", "remove_handlers"]
+__all__ = ["expect", "expect_no_more", "hold", "release", "remove_handlers"]
 
 logger: logging.Logger = logging.getLogger("cwsandbox")
 
@@ -46,7 +47,24 @@ _SIGNALS = tuple(getattr(signal, name) for name in ("SIGTERM", "SIGHUP") if hasa
 
 # A set and a bare flag: a signal handler runs between any two steps of the main thread, which may hold any lock.
 _held: set[SandboxCore] = set()
+_expecting: weakref.WeakSet[Any] = weakref.WeakSet()
 _ending = False
+
+
+def expect(session: object) -> None:
+    """This session will hold sandboxes, maybe from its loop's thread, where no signal handler can be installed.
+
+    From any thread, any number of times; ended by `expect_no_more`, or with the session.
+    """
+    _expecting.add(session)
+    if threading.current_thread() is threading.main_thread():
+        _install()
+
+
+def expect_no_more(session: object) -> None:
+    """This session holds no further sandboxes."""
+    _expecting.discard(session)
+    remove_handlers()
 
 
 def hold(sandbox: SandboxCore) -> None:
@@ -63,8 +81,8 @@ def release(sandbox: SandboxCore) -> None:
 
 
 def remove_handlers() -> None:
-    """Give the signals back, if nothing is held any more; elsewhere than in the main thread it does nothing."""
-    if not _held and threading.current_thread() is threading.main_thread():
+    """Give the signals back, if nothing is held or expected any more; does nothing off the main thread."""
+    if not _held and not _expecting and threading.current_thread() is threading.main_thread():
         _remove()
 
 
@@ -103,20 +121,13 @@ def _at_exit() -> None:
 
 
 def _end_held() -> None:
-    left = [sandbox for sandbox in list(_held) if _needs_end(sandbox)]
+    left = [sandbox for sandbox in list(_held) if sandbox.life.wants_stop]
     if not left:
         return
     try:
         anyio.run(_end_all, left)
     except Exception as error:
         logger.warning("sandboxes were left to their gateway: %s", error)
-
-
-def _needs_end(sandbox: SandboxCore) -> bool:
-    life = sandbox.life
-    if life.ended or (life.phase is Phase.STOPPING and life.stop_owned):
-        return False
-    return sandbox.sandbox_id is not None or life.requested
 
 
 async def _end_all(sandboxes: list[SandboxCore]) -> None:
@@ -150,6 +161,7 @@ async def _end(sandbox: SandboxCore, scope: Scope) -> None:
 def _forget_after_fork() -> None:
     """What is held is held by the parent process."""
     _held.clear()
+    _expecting.clear()
     _remove()
 
 

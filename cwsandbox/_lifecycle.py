@@ -102,6 +102,13 @@ class Lifecycle:
         return self.phase in {Phase.CANCELLED, Phase.TERMINAL}
 
     @property
+    def wants_stop(self) -> bool:
+        """True for what was asked for at the gateway, unless it has ended or its stop by us was accepted."""
+        if self.ended or (self.phase is Phase.STOPPING and self.stop_owned):
+            return False
+        return self._sandbox_id is not None or self._requested
+
+    @property
     def exit_code(self) -> int | None:
         """The main command's exit code, if the sandbox completed by itself and the gateway saw it."""
         if self.status is SandboxStatus.COMPLETED and self.record is not None and self.record.status is not None:

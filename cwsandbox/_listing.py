@@ -37,7 +37,7 @@ class ListQuery:
         """
         from cwsandbox.wire.resources import State
 
-        wanted = None if self.status is None else SandboxStatus(self.status)
+        wanted = _status(self.status)
         tags, profiles, runners = (
             check_strings(getattr(self, name), name) or () for name in ("tags", "profile_ids", "runner_ids")
         )
@@ -50,6 +50,14 @@ class ListQuery:
             profile_ids=profiles,
             timeout=finder.timeout,
         )
+
+
+def _status(value: SandboxStatus | str | None) -> SandboxStatus | None:
+    if value is None or isinstance(value, SandboxStatus):
+        return value
+    if value not in list(SandboxStatus):
+        raise ValueError(f"status must be one of {', '.join(SandboxStatus)}, not {value!r}")
+    return SandboxStatus(value)
 
 
 def with_terminated(include_stopped: bool, show_terminated: bool | None) -> bool:

@@ -74,8 +74,8 @@ class SandboxRequest:
         lifetime = check_seconds(max_lifetime_seconds, "max_lifetime_seconds", positive=True)
         return cls(
             argv=_argv(defaults, command, args),
-            image=container_image or defaults.container_image,
-            tags=tuple(check_strings(defaults.merge_tags(check_strings(tags, "tags")), "tags") or ()),
+            image=_image(container_image or defaults.container_image),
+            tags=(*_strings(defaults.tags, "tags of the defaults"), *_strings(tags, "tags")),
             max_lifetime_seconds=defaults.max_lifetime_seconds if lifetime is None else lifetime,
             profile_ids=_ids(profile_ids, defaults.profile_ids, "profile_ids"),
             runner_ids=_ids(runner_ids, defaults.runner_ids, "runner_ids"),
@@ -85,10 +85,8 @@ class SandboxRequest:
             ports=tuple(_port(entry, index) for index, entry in enumerate(ports or ())),
             network=network_options(defaults.network if network is None else network),
             max_timeout_seconds=_whole(max_timeout_seconds, "max_timeout_seconds"),
-            environment=check_environment(
-                defaults.merge_environment_variables(environment_variables), "environment_variables"
-            ),
-            annotations=check_environment(defaults.merge_annotations(annotations), "annotations"),
+            environment=_merged(defaults.environment_variables, environment_variables, "environment_variables"),
+            annotations=_merged(defaults.annotations, annotations, "annotations"),
             secrets=merge_secrets(defaults.secrets, secrets),
         )
 
@@ -162,12 +160,26 @@ def _argv(defaults: SandboxDefaults, command: str | None, args: Sequence[str] | 
         raise TypeError(f"command must be a str, the program; its arguments go into args, not {type(command).__name__}")
     given = check_strings(args, "args")
     if given is None:
-        given = [] if command else list(defaults.args)
+        given = [] if command else _strings(defaults.args, "args of the defaults")
     return tuple(check_command([command or defaults.command, *given]))
 
 
 def _ids(given: Sequence[str] | None, default: Sequence[str] | None, name: str) -> tuple[str, ...]:
-    return tuple((default if given is None else check_strings(given, name)) or ())
+    return tuple(_strings(default, f"{name} of the defaults") if given is None else _strings(given, name))
+
+
+def _strings(values: Sequence[str] | None, name: str) -> list[str]:
+    return check_strings(values, name) or []
+
+
+def _merged(defaults: Mapping[str, str], given: Mapping[str, str] | None, name: str) -> dict[str, str]:
+    return {**check_environment(defaults, f"{name} of the defaults"), **check_environment(given, name)}
+
+
+def _image(image: str) -> str:
+    if not isinstance(image, str):
+        raise TypeError(f"container_image must be a str, not {type(image).__name__}")
+    return image
 
 
 def _files(entries: Sequence[Mapping[str, Any]] | Mapping[str, str | bytes]) -> tuple[tuple[str, bytes], ...]:

@@ -115,7 +115,7 @@ class RunningCommand(OperationRef[R], abc.ABC):
         self.send_signal(signal.SIGKILL)
 
     def __repr__(self) -> str:
-        state = "running" if not self._finished else f"returncode={self.returncode}"
+        state = self._state if self.returncode is None else f"returncode={self.returncode}"
         return f"<{type(self).__name__} {short_repr(self._command)} {state}>"
 
     # For the operation behind it.

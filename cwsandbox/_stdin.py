@@ -42,6 +42,9 @@ class StreamWriter:
         """True once `close` was called; the end of the command does not change it."""
         return self._closed
 
+    def __repr__(self) -> str:
+        return f"<StreamWriter {'closed' if self._closed or self._failure is not None else 'open'}>"
+
     def write(self, data: bytes) -> OperationRef[None]:
         """Queue raw bytes.
 

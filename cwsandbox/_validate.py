@@ -13,6 +13,7 @@ __all__ = [
     "check_command",
     "check_cwd",
     "check_environment",
+    "check_id",
     "check_path",
     "check_seconds",
     "check_since_time",
@@ -67,6 +68,19 @@ def check_path(path: str | os.PathLike[str], name: str = "filepath") -> str:
     text = _text(path, name)
     if not text:
         raise ValueError(f"{name} must not be empty")
+    return text
+
+
+def check_id(sandbox_id: str) -> str:
+    """The id of a sandbox, whatever it looks like.
+
+    Raises:
+        TypeError: Not a str.
+        ValueError: Empty, or with a NUL byte.
+    """
+    text = _text(sandbox_id, "sandbox_id", paths=False)
+    if not text:
+        raise ValueError("sandbox_id must not be empty; sandbox.sandbox_id is None until the sandbox was started")
     return text
 
 

@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from cwsandbox._client.auth import Auth  # noqa: TC001 - for those who read the fields' types at run time
+from cwsandbox._validate import check_environment, check_strings
 from cwsandbox.options import NetworkOptions, ResourceOptions, Secret, network_options
 
 __all__ = ["DEFAULT_BASE_URL", "SandboxDefaults"]
@@ -93,7 +94,7 @@ class SandboxDefaults:
         for item in dataclasses.fields(cls):
             value = given.get(item.name)
             if value is not None:
-                values[item.name] = _FROM_MAPPING.get(item.name, _same)(value)
+                values[item.name] = _FROM_MAPPING.get(item.name, _same)(value, item.name)
         return cls(**values)
 
     def with_overrides(self, **overrides: Any) -> SandboxDefaults:
@@ -117,32 +118,34 @@ class SandboxDefaults:
         return {**self.annotations, **(additional or {})}
 
 
-def _same(value: Any) -> Any:
+def _same(value: Any, name: str) -> Any:
     return value
 
 
-def _strings(value: Any) -> tuple[str, ...]:
-    if isinstance(value, str):
-        raise TypeError(f"a list of strings is wanted, not the str {value!r}; write [{value!r}]")
-    return tuple(value)
+def _strings(value: Any, name: str) -> tuple[str, ...]:
+    return tuple(check_strings(value, name) or ())
 
 
-def _secrets(value: Any) -> tuple[Secret, ...]:
+def _network(value: Any, name: str) -> NetworkOptions | None:
+    return network_options(value)
+
+
+def _secrets(value: Any, name: str) -> tuple[Secret, ...]:
     return tuple(Secret(**item) if isinstance(item, Mapping) else item for item in value)
 
 
-def _resources(value: Any) -> Any:
+def _resources(value: Any, name: str) -> Any:
     return dict(value) if isinstance(value, Mapping) else value
 
 
-_FROM_MAPPING: dict[str, Callable[[Any], Any]] = {
+_FROM_MAPPING: dict[str, Callable[[Any, str], Any]] = {
     "args": _strings,
     "tags": _strings,
     "profile_ids": _strings,
     "runner_ids": _strings,
-    "network": network_options,
+    "network": _network,
     "secrets": _secrets,
     "resources": _resources,
-    "environment_variables": dict,
-    "annotations": dict,
+    "environment_variables": check_environment,
+    "annotations": check_environment,
 }

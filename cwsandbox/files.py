@@ -61,6 +61,9 @@ class Files:
     def __init__(self, core: SandboxCore) -> None:
         self._core = core
 
+    def __repr__(self) -> str:
+        return f"<Files of {self._core!r}>"
+
     # Whole files.
 
     def read_bytes(self, path: FilePath, *, timeout_seconds: float | None = None) -> OperationRef[bytes]:

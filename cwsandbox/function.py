@@ -143,7 +143,7 @@ class RemoteFunction(Generic[P, R]):
         return f"<RemoteFunction {self.__qualname__}>"
 
     def _snapshot(self) -> Snapshot:
-        self._session._refuse_if_closed()
+        self._session._expect_sandboxes()
         return Snapshot(self._function, use_pickle=self._use_pickle)
 
     def _launch(

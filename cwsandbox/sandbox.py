@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import logging
 import threading
-import warnings
 from functools import partial
-from typing import TYPE_CHECKING, Any, Self, cast
+from typing import TYPE_CHECKING, Any, NoReturn, Self, cast
 
 from cwsandbox._core import SandboxCore
 from cwsandbox._exec import ExecOperation
@@ -26,6 +25,7 @@ from cwsandbox._validate import (
     check_command,
     check_cwd,
     check_environment,
+    check_id,
     check_path,
     check_seconds,
     check_since_time,
@@ -251,9 +251,11 @@ class Sandbox:
 
         Raises:
             SandboxNotFoundError: From the ref: no such sandbox.
+            ValueError: The id is empty.
         """
+        wanted = check_id(sandbox_id)
         finder = SandboxCore(None, SandboxDefaults(), base_url, timeout_seconds, auth)
-        return finder.operate(cls._find, finder, sandbox_id, name="find sandbox")
+        return finder.operate(cls._find, finder, wanted, name="find sandbox")
 
     @classmethod
     def delete(
@@ -269,9 +271,11 @@ class Sandbox:
 
         Raises:
             SandboxNotFoundError: From the ref: no such sandbox, and not `missing_ok`.
+            ValueError: The id is empty.
         """
+        wanted = check_id(sandbox_id)
         finder = SandboxCore(None, SandboxDefaults(), base_url, timeout_seconds, auth)
-        return finder.operate(_delete, finder, sandbox_id, missing_ok, name="delete sandbox")
+        return finder.operate(_delete, finder, wanted, missing_ok, name="delete sandbox")
 
     @classmethod
     async def _find(cls, finder: SandboxCore, sandbox_id: str) -> Self:
@@ -782,16 +786,8 @@ class Sandbox:
     def __repr__(self) -> str:
         return repr(self._core)
 
-    def __del__(self) -> None:
-        # An object whose construction failed has no life.
-        core = getattr(self, "_core", None)
-        if core is not None and core.started_here and not core.life.ended:
-            warnings.warn(
-                f"{self!r} was never stopped: use `with`, `async with`, or stop()",
-                ResourceWarning,
-                source=self,
-                stacklevel=1,
-            )
+    def __reduce__(self) -> NoReturn:
+        raise TypeError("a Sandbox stays in its process: send its sandbox_id, and call Sandbox.from_id() there")
 
     # For operations.
 

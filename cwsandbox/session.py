@@ -7,19 +7,19 @@ import logging
 import operator
 import threading
 from functools import partial
-from typing import TYPE_CHECKING, Any, ParamSpec, Self, TypeVar
+from typing import TYPE_CHECKING, Any, NoReturn, ParamSpec, Self, TypeVar
 
 import anyio
 import anyio.to_thread
 
 from cwsandbox._core import SandboxCore
-from cwsandbox._exit import hold, release, remove_handlers
+from cwsandbox._exit import expect, expect_no_more, hold, release, remove_handlers
 from cwsandbox._listing import ListQuery, with_terminated
 from cwsandbox._metrics import Metrics
 from cwsandbox._operate import SharedOperation, await_shielded, operate
 from cwsandbox._runtime.portal import portal_scope
 from cwsandbox._runtime.scope import Scope
-from cwsandbox._validate import check_strings, profiles_of
+from cwsandbox._validate import check_id, check_strings, profiles_of
 from cwsandbox.defaults import SandboxDefaults
 from cwsandbox.exceptions import SandboxError
 from cwsandbox.integrations.wandb import WandbReporter
@@ -253,7 +253,8 @@ class Session:
             self._defaults.runner_ids if runner_ids is None else runner_ids,
             with_terminated(include_stopped, show_terminated),
         )
-        return self._finder().operate(self._list, query, adopt, name="list sandboxes")
+        finder = self._finder(adopt)
+        return finder.operate(self._list, finder, query, adopt, name="list sandboxes")
 
     def from_id(self, sandbox_id: str, *, adopt: bool = True) -> OperationRef[Sandbox]:
         """Attach to a sandbox that exists.
@@ -265,8 +266,10 @@ class Session:
         Raises:
             SandboxNotFoundError: From the ref: no such sandbox.
             SandboxError: From the ref: `adopt`, and the session is closed.
+            ValueError: The id is empty.
         """
-        return self._finder().operate(self._find, sandbox_id, adopt, name="find sandbox")
+        wanted, finder = check_id(sandbox_id), self._finder(adopt)
+        return finder.operate(self._find, finder, wanted, adopt, name="find sandbox")
 
     def adopt(self, sandbox: Sandbox) -> None:
         """Stop this sandbox, too, when the session is left; its commands count for this session from now on.
@@ -328,6 +331,7 @@ class Session:
                 sandboxes, self._sandboxes = builtins.list(self._sandboxes.values()), {}
                 self._closing = SharedOperation(self._operations_scope, partial(self._end, sandboxes), "close session")
             closing = self._closing
+        expect_no_more(self)
         if closing.over:
             return closing.outcome()
         ref = operate(self._operations_scope, closing.join, name="close session")
@@ -372,6 +376,9 @@ class Session:
     def __repr__(self) -> str:
         return f"<Session {len(self._sandboxes)} sandboxes, {'closed' if self._closed else 'open'}>"
 
+    def __reduce__(self) -> NoReturn:
+        raise TypeError("a Session stays in its process: make another one there, and adopt sandboxes by from_id()")
+
     # For the session's sandboxes.
 
     def _operations_scope(self) -> Scope:
@@ -413,27 +420,28 @@ class Session:
         if before is not None and before is not self:
             before._forget(sandbox)
 
-    def _finder(self) -> SandboxCore:
-        """What looks for sandboxes in the session's scope, so that what it finds can be used there."""
+    def _finder(self, adopt: bool) -> SandboxCore:
+        """What looks for sandboxes, in the session's scope as long as there is one: what it finds is used there."""
         finder = SandboxCore(None, self._defaults, None, None)
-        finder.belong_to(self._operations_scope)
+        if not self._closed:
+            finder.belong_to(self._operations_scope)
+            if adopt:
+                expect(self)
         return finder
 
-    async def _list(self, query: ListQuery, adopt: bool) -> builtins.list[Sandbox]:
+    async def _list(self, finder: SandboxCore, query: ListQuery, adopt: bool) -> builtins.list[Sandbox]:
         if adopt:
             self._refuse_if_closed()
-        finder = self._finder()
         return [self._attach(record, finder, adopt) for record in await query.run(finder)]
 
-    async def _find(self, sandbox_id: str, adopt: bool) -> Sandbox:
+    async def _find(self, finder: SandboxCore, sandbox_id: str, adopt: bool) -> Sandbox:
         if adopt:
             self._refuse_if_closed()
-        finder = self._finder()
         return self._attach(await finder.get(sandbox_id), finder, adopt)
 
     def _attach(self, record: Record, finder: SandboxCore, adopt: bool) -> Sandbox:
         sandbox = Sandbox._from_record(record, finder)
-        sandbox._core.belong_to(self._operations_scope)
+        sandbox._core.belong_to(finder.scope)
         if adopt:
             self._register(sandbox)
         return sandbox
@@ -442,6 +450,15 @@ class Session:
         """The sandbox is not usable any more."""
         with self._lock:
             self._sandboxes.pop(id(sandbox), None)
+
+    def _expect_sandboxes(self) -> None:
+        """Sandboxes will be registered, by operations too: the program's end must know while it is in its main thread.
+
+        Raises:
+            SandboxError: The session is closed.
+        """
+        self._refuse_if_closed()
+        expect(self)
 
     def _refuse_if_closed(self) -> None:
         if self._closed:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import threading
 import time
+from collections.abc import Iterable
 from contextlib import ExitStack
 from typing import TYPE_CHECKING, Any, TypeAlias, TypeVar, overload
 
@@ -13,7 +14,7 @@ from cwsandbox._validate import check_seconds
 from cwsandbox.sandbox import Sandbox
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Sequence
+    from collections.abc import Sequence
 
 __all__ = ["Waitable", "results", "wait"]
 
@@ -35,7 +36,8 @@ def results(refs: OperationRef[T] | Iterable[OperationRef[T]]) -> T | list[T]:
     """
     if isinstance(refs, OperationRef):
         return refs.result()
-    items = list(refs)
+    given: Any = refs
+    items: list[OperationRef[T]] = list(given) if isinstance(given, Iterable) else [given]
     for item in items:
         if not isinstance(item, OperationRef):
             raise TypeError(f"results() takes refs such as those of exec() or read_file(), not {type(item).__name__}")

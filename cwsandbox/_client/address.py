@@ -111,8 +111,11 @@ def parse_address(url: str) -> Address:
     """Read one URL.
 
     Raises:
+        TypeError: Not a str.
         ValueError: As in `resolve_address`.
     """
+    if not isinstance(url, str):
+        raise TypeError(f"the base URL must be a str, not {type(url).__name__}")
     if url == "local":
         return EMBEDDED
     parts = urlsplit(url)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 from enum import Enum, auto
-from typing import TYPE_CHECKING, Any, Generic, Protocol, TypeVar, cast
+from typing import TYPE_CHECKING, Any, Generic, NoReturn, Protocol, TypeVar, cast
 
 import anyio
 from anyio.lowlevel import checkpoint
@@ -126,6 +126,12 @@ class OperationRef(Generic[T]):
     def __await__(self) -> Generator[Any, Any, T]:
         return self._wait().__await__()
 
+    def __repr__(self) -> str:
+        return f"<{type(self).__name__} {self._state}>"
+
+    def __reduce__(self) -> NoReturn:
+        raise TypeError(f"{type(self).__name__} objects stay in their process: pickle or copy the result instead")
+
     def add_done_callback(self, callback: Callable[[Self], object]) -> None:
         """Call ``callback(self)`` once the operation has ended: on the thread that ends it, or now if it has."""
 
@@ -154,6 +160,19 @@ class OperationRef(Generic[T]):
     @property
     def _finished(self) -> bool:
         return self._latch.is_set
+
+    @property
+    def _state(self) -> str:
+        """How it is, in a word or two."""
+        if not self._finished:
+            return "running"
+        match self._outcome:
+            case Outcome.ERROR:
+                return f"raised {type(self._error).__name__}"
+            case Outcome.CANCELLED:
+                return "cancelled"
+            case _:
+                return "done"
 
     def _block(self, timeout: float | None) -> None:
         if self._loop is not None and self._loop.is_current():

@@ -78,6 +78,9 @@ class StreamReader(Generic[T]):
         except IndexError:
             return await self._next()
 
+    def __repr__(self) -> str:
+        return f"<{type(self).__name__} {'exhausted' if self._exhausted else 'open'}>"
+
     def close(self) -> None:
         """Stop iterating, for everybody, and let the sender run on. From any thread, any number of times."""
         with self._spool._lock:

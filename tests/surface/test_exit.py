@@ -59,6 +59,9 @@ SYNC_BODIES = {
     "with a sandbox": "with Sandbox.run() as sandbox: up(sandbox); end()",
     "with a session": "with Session() as session: up(session.sandbox()); end()",
     "a session alone": "session = Session(); up(session.sandbox()); end()",
+    "an adopted sandbox": (
+        "started = Sandbox.run()\nwith Session() as session: up(session.from_id(started.sandbox_id).result()); end()"
+    ),
     "in a daemon thread": (
         "ready = threading.Event()\n"
         "def work():\n"
@@ -259,6 +262,21 @@ async def test_handlers_are_there_only_while_something_is_held_async(home_folder
         await session.sandbox()
         assert signal.getsignal(signal.SIGTERM) is not before[signal.SIGTERM]
         assert signal.getsignal(signal.SIGINT) is before[signal.SIGINT]
+    assert handlers() == before
+
+
+def remote_function() -> int:
+    return 1
+
+
+def test_a_remote_function_is_held_from_its_call_until_the_session_is_left(home_folder: Path) -> None:
+    """Its sandbox is made on the background thread, where no handler can be installed."""
+    before = handlers()
+    with Session() as session:
+        ref = session.function()(remote_function).remote()
+        assert signal.getsignal(signal.SIGTERM) is not before[signal.SIGTERM]
+        assert ref.result() == 1
+        assert signal.getsignal(signal.SIGTERM) is not before[signal.SIGTERM]
     assert handlers() == before
 
 
