@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import asyncio
 import concurrent.futures
+import copy
+import pickle
 import threading
+from typing import TYPE_CHECKING
 
 import anyio
 import anyio.to_thread
@@ -13,6 +16,9 @@ import pytest
 import cwsandbox
 from cwsandbox import OperationRef, Process, ProcessResult, Sandbox, SandboxFileError
 from tests.support.processes import assert_gone, new_marker
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
 
 
 @pytest.mark.row("S1")
@@ -198,3 +204,32 @@ def test_results_come_to_any_thread(sb: Sandbox) -> None:
     for thread in threads:
         thread.join(30)
     assert seen == ["threads\n"] * 4
+
+
+def test_handles_say_what_they_are(sb: Sandbox) -> None:
+    read = sb.read_file("/no/such/file")
+    cwsandbox.wait([read])
+    process = sb.exec(["cat"], stdin=True)
+    assert process.stdin is not None
+    assert [repr(process), repr(process.stdin), repr(process.stdout)] == [
+        "<Process ['cat'] running>",
+        "<StreamWriter open>",
+        "<LineReader open>",
+    ]
+    process.cancel()
+    cwsandbox.wait([process])
+    assert [repr(read), repr(process), repr(process.stdin), repr(OperationRef.completed(1)), repr(sb.files)] == [
+        "<OperationRef raised SandboxFileError>",
+        "<Process ['cat'] cancelled>",
+        "<StreamWriter closed>",
+        "<OperationRef done>",
+        f"<Files of {sb!r}>",
+    ]
+
+
+@pytest.mark.parametrize("pack", [pickle.dumps, copy.copy, copy.deepcopy])
+def test_what_lives_in_this_process_cannot_be_sent_or_copied(sb: Sandbox, pack: Callable[[object], object]) -> None:
+    """A copy would be stopped, warned about and closed a second time."""
+    for handle in (sb, cwsandbox.Session(), sb.exec(["true"]), OperationRef.completed(1)):
+        with pytest.raises(TypeError, match=r"in (its|their) process"):
+            pack(handle)

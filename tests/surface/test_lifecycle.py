@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import datetime as dt
+import subprocess
+import sys
 import threading
 from typing import TYPE_CHECKING
 
@@ -615,3 +617,35 @@ def test_environment_variables_reach_main_and_commands(home_folder: object) -> N
     with Sandbox.run("sh", "-c", 'echo "main $COLOUR"; sleep 60', environment_variables={"COLOUR": "red"}) as sandbox:
         assert sandbox.exec(["sh", "-c", 'echo "$COLOUR"']).result().stdout == "red\n"
         assert next(sandbox.stream_logs(follow=True)) == "main red\n"
+
+
+def warnings_of(code: str) -> str:
+    """What a program prints on stderr that shows every warning."""
+    done = subprocess.run(
+        [sys.executable, "-W", "always::ResourceWarning", "-c", code], capture_output=True, text=True, check=True
+    )
+    return done.stderr
+
+
+def test_a_sandbox_that_nobody_can_stop_any_more_is_warned_about(home_folder: object) -> None:
+    """Whether the object was dropped before or after its start."""
+    code = (
+        "import gc; from cwsandbox import Sandbox\n"
+        "{}\n"
+        "gc.collect()\n"
+        "for each in Sandbox.list(tags=['dropped']).result(): each.stop().result()"
+    )
+    for body in ("Sandbox(tags=['dropped']).exec(['true']).result()", "Sandbox.run(tags=['dropped'])"):
+        assert warnings_of(code.format(body)).count("was never stopped") == 1
+
+
+def test_a_sandbox_whose_stop_was_accepted_is_not_warned_about(home_folder: object) -> None:
+    code = (
+        "import gc, time; from cwsandbox import Sandbox\n"
+        "sandbox = Sandbox.run('sh', '-c', 'trap \"\" TERM; echo up; while :; do sleep 0.1; done')\n"
+        "log = sandbox.stream_logs(follow=True); next(log)\n"
+        "ref = sandbox.stop(graceful_shutdown_seconds=2)\n"
+        "while sandbox.status != 'terminating': time.sleep(0.01)\n"
+        "del sandbox, ref, log; gc.collect()"
+    )
+    assert "never stopped" not in warnings_of(code)

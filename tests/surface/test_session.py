@@ -390,6 +390,18 @@ async def test_s123_a_closed_session_adopts_nothing_that_it_finds(home_folder: o
         session.adopt("sb-none")  # type: ignore[arg-type]
 
 
+async def test_a_left_session_still_finds(home_folder: object, tag: str) -> None:
+    async with Session({"tags": [tag]}) as session:
+        sandbox = session.sandbox()
+        await sandbox
+    found = await session.list(include_stopped=True)
+    assert [each.sandbox_id for each in found] == [sandbox.sandbox_id]
+    assert sandbox.sandbox_id is not None
+    assert (await session.from_id(sandbox.sandbox_id, adopt=False)).status is SandboxStatus.TERMINATED
+    with pytest.raises(SandboxError, match="the session is closed"):
+        await session.list(adopt=True)
+
+
 def test_a_sandbox_has_one_session(home_folder: object) -> None:
     with Session() as outer, Session() as inner:
         sandbox = outer.sandbox()
