@@ -18,13 +18,16 @@ from tests.gateway.test_files import write
 
 if TYPE_CHECKING:
     from pathlib import Path
+    from typing import Any
 
     from cwsandbox.gateway.sandbox import LiveSandbox
     from tests.gateway.client import ChannelClient, Result
     from tests.gateway.conftest import World
 
 
-def ask(client: ChannelClient, sandbox: LiveSandbox, action: str, path: object, exec_id: str = "", **fields) -> Result:
+def ask(
+    client: ChannelClient, sandbox: LiveSandbox, action: str, path: object, exec_id: str = "", **fields: Any
+) -> Result:
     request = FilesOpen(sandbox_id=sandbox.record.sandbox_id, action=FileAction(action), path=str(path), **fields)
     return client.open(StreamKind.FILES, request, exec_id)
 

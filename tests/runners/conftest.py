@@ -5,12 +5,18 @@ from __future__ import annotations
 import shutil
 import tempfile
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import pytest
 
 from cwsandbox.runners.base import BoxSpec, FileMount
 from cwsandbox.runners.local.runner import LocalRunner
 from tests.runners.support import read_until
+
+if TYPE_CHECKING:
+    from typing import Any
+
+    from tests.runners.support import MakeRunner
 
 MAIN = ("sh", "-c", "trap 'echo main ended; exit 42' TERM; echo ready; while :; do sleep 0.05; done")
 
@@ -30,10 +36,10 @@ def runtime_dir():
 
 
 @pytest.fixture
-def make_runner(state_dir, runtime_dir):
+def make_runner(state_dir: Path, runtime_dir: Path):
     """A runner at the level this run is about, with folders of its own."""
 
-    def make(**options) -> LocalRunner:
+    def make(**options: Any) -> LocalRunner:
         options.setdefault("orphan_grace_seconds", 10)
         return LocalRunner(state_dir, runtime_dir, **options)
 
@@ -41,18 +47,18 @@ def make_runner(state_dir, runtime_dir):
 
 
 @pytest.fixture
-async def runner(make_runner):
+async def runner(make_runner: MakeRunner):
     async with make_runner() as runner:
         yield runner
 
 
-def box_spec(**options) -> BoxSpec:
+def box_spec(**options: Any) -> BoxSpec:
     options.setdefault("argv", MAIN)
     return BoxSpec("sandbox-1", **options)
 
 
 @pytest.fixture
-async def box(runner):
+async def box(runner: LocalRunner):
     spec = box_spec(
         env={"FROM_BOX": "x", "ALSO_FROM_BOX": "kept"},
         files=(FileMount("/tmp/mounted/deep.txt", b"mounted content"),),

@@ -18,6 +18,7 @@ from cwsandbox.wire.streams import FileAction, FilesOpen
 
 if TYPE_CHECKING:
     from collections.abc import AsyncGenerator, Iterable, Mapping
+    from typing import Any
 
     from cwsandbox.runners.base import Box, ByteSource, Command
 
@@ -55,7 +56,7 @@ async def read_until(source: ByteSource, wanted: bytes) -> bytes:
 
 
 @asynccontextmanager
-async def started(box: Box, *argv: str, **options) -> AsyncGenerator[Command]:
+async def started(box: Box, *argv: str, **options: Any) -> AsyncGenerator[Command]:
     """A command that is killed and forgotten at the end."""
     command = await box.exec(ExecSpec(exec_id(), argv, **options))
     try:
@@ -78,7 +79,7 @@ class Result:
 
 
 async def run(
-    box: Box, *argv: str, stdin: bytes | None = None, env: Mapping[str, str] | None = None, **options
+    box: Box, *argv: str, stdin: bytes | None = None, env: Mapping[str, str] | None = None, **options: Any
 ) -> Result:
     """Run a command to its end."""
     command = await box.exec(ExecSpec(exec_id(), argv, env=env or {}, stdin=stdin is not None, **options))
@@ -102,11 +103,11 @@ async def run(
     return Result(status, outputs["stdout"], outputs["stderr"])
 
 
-async def shell(box: Box, script: str, **options) -> Result:
+async def shell(box: Box, script: str, **options: Any) -> Result:
     return await run(box, "sh", "-c", script, **options)
 
 
-async def python(box: Box, script: str, *arguments: str, **options) -> Result:
+async def python(box: Box, script: str, *arguments: str, **options: Any) -> Result:
     return await run(box, "python3", "-I", "-c", script, *arguments, **options)
 
 
@@ -152,7 +153,7 @@ async def write_file(box: Box, path: str, content: bytes, *, size: int | None = 
         await file.aclose()
 
 
-def asked(action: str, path: str, **options) -> FilesOpen:
+def asked(action: str, path: str, **options: Any) -> FilesOpen:
     """A request about files."""
     return FilesOpen(sandbox_id="sandbox-1", action=FileAction(action), path=path, **options)
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import sys
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import anyio
 import pytest
@@ -13,6 +14,10 @@ from cwsandbox.runners.base import BoxGoneError, ExecSpec, IsolationLevel, Limit
 from cwsandbox.runners.local.link import connect
 from tests.runners.conftest import box_spec
 from tests.runners.support import FINISH_SECONDS, asked, exec_id, read_until, run, shell
+
+if TYPE_CHECKING:
+    from cwsandbox.runners.base import Box
+    from cwsandbox.runners.local.runner import LocalRunner
 
 REPOSITORY = Path(__file__).parents[2]
 LIES = [
@@ -69,7 +74,9 @@ ASKED = {
 
 
 @pytest.mark.parametrize("case", ASKED)
-async def test_an_agent_that_lies_fails_its_own_box_only(runner, box, runtime_dir, case) -> None:
+async def test_an_agent_that_lies_fails_its_own_box_only(
+    runner: LocalRunner, box: Box, runtime_dir: Path, case: str
+) -> None:
     lie = case.split(": ")[1]
     path = runtime_dir / "liar.sock"
     process = await anyio.open_process(
@@ -90,7 +97,7 @@ async def test_an_agent_that_lies_fails_its_own_box_only(runner, box, runtime_di
     assert (await run(box, "echo", "unharmed")).text == "unharmed\n"
 
 
-async def test_a_thousand_commands_leak_no_descriptors(box) -> None:
+async def test_a_thousand_commands_leak_no_descriptors(box: Box) -> None:
     if os.geteuid() != 0:
         pytest.skip("only root may look at the agent's descriptors")
     await run(box, "true", stdin=b"")
@@ -106,13 +113,13 @@ async def test_a_thousand_commands_leak_no_descriptors(box) -> None:
     assert descriptors() == before
 
 
-async def _run_and_forget(box) -> None:
+async def _run_and_forget(box: Box) -> None:
     command = await box.exec(ExecSpec(exec_id(), ("true",), stdin=True))
     await command.wait()
     command.forget()
 
 
-async def test_boxes_leak_no_descriptors_here(runner) -> None:
+async def test_boxes_leak_no_descriptors_here(runner: LocalRunner) -> None:
     for number in range(12):
         box = await runner.create(box_spec())
         await box.stop(0)
@@ -122,7 +129,7 @@ async def test_boxes_leak_no_descriptors_here(runner) -> None:
     assert descriptors() == before
 
 
-async def test_a_full_box_says_so_and_can_still_be_emptied(runner) -> None:
+async def test_a_full_box_says_so_and_can_still_be_emptied(runner: LocalRunner) -> None:
     if runner.capabilities().isolation is IsolationLevel.PROCESS:
         pytest.skip("a program that forks without end is only run where the kernel counts; test_limits.py has the rest")
     box = await runner.create(box_spec(limits=Limits(processes=20)))
@@ -143,7 +150,7 @@ async def test_a_full_box_says_so_and_can_still_be_emptied(runner) -> None:
         await box.stop(0)
 
 
-async def test_a_fork_bomb_is_killed_or_the_sandbox_ends(runner) -> None:
+async def test_a_fork_bomb_is_killed_or_the_sandbox_ends(runner: LocalRunner) -> None:
     if runner.capabilities().isolation is IsolationLevel.PROCESS:
         pytest.skip("a fork bomb is only run where the kernel counts")
     box = await runner.create(box_spec(limits=Limits(processes=500)))
@@ -159,7 +166,7 @@ async def test_a_fork_bomb_is_killed_or_the_sandbox_ends(runner) -> None:
         await box.stop(0)
 
 
-async def test_a_daemon_that_floods_a_forgotten_pipe_does_not_slow_its_agent_to_a_halt(box) -> None:
+async def test_a_daemon_that_floods_a_forgotten_pipe_does_not_slow_its_agent_to_a_halt(box: Box) -> None:
     command = await box.exec(ExecSpec("flood", ("sh", "-c", "yes & echo started")))
     await command.wait()
     command.forget()

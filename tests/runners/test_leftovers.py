@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import anyio
 import pytest
@@ -34,6 +35,10 @@ from tests.runners.support import (
     until_processes,
 )
 
+if TYPE_CHECKING:
+    from cwsandbox.runners.local.runner import LocalRunner
+    from tests.runners.support import MakeRunner
+
 REPOSITORY = Path(__file__).parents[2]
 
 
@@ -53,7 +58,7 @@ def cgroups() -> set[str]:
     return {folder for folder in folders if "/cwsandbox-" in folder}
 
 
-async def test_after_stop(runner, state_dir, runtime_dir) -> None:
+async def test_after_stop(runner: LocalRunner, state_dir: Path, runtime_dir: Path) -> None:
     before = cgroups()
     word = token()
     limits = Limits(memory_bytes=2**30, cpu_millicores=1000, processes=100)
@@ -68,7 +73,7 @@ async def test_after_stop(runner, state_dir, runtime_dir) -> None:
     assert cgroups() <= before
 
 
-async def test_after_very_deep_and_very_many_files(runner, state_dir, runtime_dir) -> None:
+async def test_after_very_deep_and_very_many_files(runner: LocalRunner, state_dir: Path, runtime_dir: Path) -> None:
     box = await runner.create(box_spec())
     script = "import os\nfor _ in range(300):\n os.mkdir('d'); os.chdir('d')\n"
     assert (await run(box, "python3", "-c", script)).status == ExitStatus(code=0)
@@ -77,27 +82,27 @@ async def test_after_very_deep_and_very_many_files(runner, state_dir, runtime_di
     assert leftovers(state_dir, runtime_dir) == []
 
 
-async def test_after_a_main_command_that_cannot_start(runner, state_dir, runtime_dir) -> None:
+async def test_after_a_main_command_that_cannot_start(runner: LocalRunner, state_dir: Path, runtime_dir: Path) -> None:
     with pytest.raises(CommandNotStartedError) as raised:
         await runner.create(box_spec(argv=("no-such-program",)))
     assert raised.value.status == 127
     assert leftovers(state_dir, runtime_dir) == []
 
 
-async def test_after_an_unknown_image(runner, state_dir, runtime_dir) -> None:
+async def test_after_an_unknown_image(runner: LocalRunner, state_dir: Path, runtime_dir: Path) -> None:
     with pytest.raises(ImageNotFoundError, match="alpine"):
         await runner.create(box_spec(image="alpine:3"))
     assert leftovers(state_dir, runtime_dir) == []
 
 
 @pytest.mark.parametrize("image", ["", "python:3.11", "docker.io/library/python:3.12-slim", "debian", "ubuntu:24.04"])
-async def test_images_that_stand_for_this_machine(runner, image) -> None:
+async def test_images_that_stand_for_this_machine(runner: LocalRunner, image: str) -> None:
     box = await runner.create(box_spec(image=image))
     await box.stop(0)
 
 
 @pytest.mark.parametrize("delay", [0, 0.0005, 0.001, 0.002, 0.003, 0.004, 0.006, 0.008, 0.012])
-async def test_after_a_cancelled_create(runner, state_dir, runtime_dir, delay) -> None:
+async def test_after_a_cancelled_create(runner: LocalRunner, state_dir: Path, runtime_dir: Path, delay: float) -> None:
     word = token()
     with anyio.move_on_after(delay) as scope:
         box = await runner.create(box_spec(argv=("sh", "-c", f"sleep 600; echo {word}")))
@@ -107,7 +112,7 @@ async def test_after_a_cancelled_create(runner, state_dir, runtime_dir, delay) -
     assert leftovers(state_dir, runtime_dir) == []
 
 
-async def test_after_the_agent_died(runner, state_dir, runtime_dir) -> None:
+async def test_after_the_agent_died(runner: LocalRunner, state_dir: Path, runtime_dir: Path) -> None:
     word = token()
     box = await runner.create(box_spec())
     async with started(box, "sh", "-c", f"sleep 600; echo {word}") as command:
@@ -124,7 +129,7 @@ def _agent_of(pids: list[int]) -> int:
     return int(Path(f"/proc/{pids[0]}/stat").read_text().rpartition(")")[2].split()[1])
 
 
-async def test_a_new_zygote_replaces_one_that_died(runner, state_dir, runtime_dir) -> None:
+async def test_a_new_zygote_replaces_one_that_died(runner: LocalRunner, state_dir: Path, runtime_dir: Path) -> None:
     survivor = await runner.create(box_spec())
     os.kill(runner._zygote_pid, signal.SIGKILL)
     assert (await run(survivor, "echo", "alive")).text == "alive\n"
@@ -137,7 +142,7 @@ async def test_a_new_zygote_replaces_one_that_died(runner, state_dir, runtime_di
     assert leftovers(state_dir, runtime_dir) == []
 
 
-async def test_a_later_run_takes_the_boxes_back(make_runner, state_dir, runtime_dir) -> None:
+async def test_a_later_run_takes_the_boxes_back(make_runner: MakeRunner, state_dir: Path, runtime_dir: Path) -> None:
     async with make_runner() as first:
         box = await first.create(box_spec(env={"FROM_BOX": "kept"}))
         command = await box.exec(
@@ -165,7 +170,9 @@ async def test_a_later_run_takes_the_boxes_back(make_runner, state_dir, runtime_
     assert leftovers(state_dir, runtime_dir) == []
 
 
-async def test_boxes_that_nobody_takes_back_end_after_the_grace(make_runner, state_dir, runtime_dir) -> None:
+async def test_boxes_that_nobody_takes_back_end_after_the_grace(
+    make_runner: MakeRunner, state_dir: Path, runtime_dir: Path
+) -> None:
     word = token()
     async with make_runner(orphan_grace_seconds=0.2) as first:
         box = await first.create(box_spec())
@@ -178,7 +185,7 @@ async def test_boxes_that_nobody_takes_back_end_after_the_grace(make_runner, sta
 
 
 @pytest.mark.parametrize("when", ["busy", "ready"])
-async def test_after_the_gateway_was_killed(state_dir, runtime_dir, when) -> None:
+async def test_after_the_gateway_was_killed(state_dir: Path, runtime_dir: Path, when: str) -> None:
     word = token()
     program = [sys.executable, "-m", "tests.runners.victim", str(state_dir), str(runtime_dir), word]
     process = await anyio.open_process(program, cwd=REPOSITORY, stderr=None)
@@ -195,7 +202,9 @@ async def test_after_the_gateway_was_killed(state_dir, runtime_dir, when) -> Non
             await anyio.sleep(0.01)
 
 
-async def test_a_later_run_removes_what_a_crash_of_everything_left(make_runner, state_dir, runtime_dir) -> None:
+async def test_a_later_run_removes_what_a_crash_of_everything_left(
+    make_runner: MakeRunner, state_dir: Path, runtime_dir: Path
+) -> None:
     word = token()
     async with make_runner() as first:
         box = await first.create(box_spec(argv=("sh", "-c", f"sleep 600; echo {word}")))
@@ -212,7 +221,7 @@ async def test_a_later_run_removes_what_a_crash_of_everything_left(make_runner, 
         assert leftovers(state_dir, runtime_dir) == []
 
 
-async def test_an_error_in_the_runners_scope_comes_out_as_itself(make_runner) -> None:
+async def test_an_error_in_the_runners_scope_comes_out_as_itself(make_runner: MakeRunner) -> None:
     with pytest.raises(KeyError, match="mine"):
         async with make_runner():
             raise KeyError("mine")

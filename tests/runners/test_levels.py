@@ -8,6 +8,7 @@ import sys
 import sysconfig
 import tempfile
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import anyio
 import pytest
@@ -34,6 +35,9 @@ from tests.runners.support import (
     shell,
     started,
 )
+
+if TYPE_CHECKING:
+    from tests.runners.support import MakeRunner
 
 REPOSITORY = Path(__file__).parents[2]
 CONFINED = os.environ.get("CWSANDBOX_TEST_CONFINED")
@@ -140,18 +144,20 @@ def test_a_usr_with_mounts_below_is_used_read_only() -> None:
 
 @pytest.mark.skipif(CONFINED != "container", reason="is about hosts that forbid namespaces")
 class TestForbidden:
-    async def test_in_a_container_the_level_is_process_and_that_is_said(self, make_runner) -> None:
+    async def test_in_a_container_the_level_is_process_and_that_is_said(self, make_runner: MakeRunner) -> None:
         async with make_runner(isolation="auto") as runner:
             assert runner.capabilities().isolation is IsolationLevel.PROCESS
             assert "process" in runner.isolation_notice
             assert "container" in runner.isolation_notice
 
-    async def test_namespaces_can_be_insisted_on(self, make_runner) -> None:
+    async def test_namespaces_can_be_insisted_on(self, make_runner: MakeRunner) -> None:
         async with make_runner(isolation="namespaces") as runner:
             with pytest.raises(IsolationUnavailableError, match="CWSANDBOX_ISOLATION=process"):
                 await runner.create(box_spec())
 
-    async def test_outside_of_a_container_nothing_is_weaker_in_silence(self, make_runner, monkeypatch) -> None:
+    async def test_outside_of_a_container_nothing_is_weaker_in_silence(
+        self, make_runner: MakeRunner, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
         monkeypatch.setattr("cwsandbox.runners.local.probe.in_container", lambda: False)
         async with make_runner(isolation="auto") as runner:
             with pytest.raises(IsolationUnavailableError, match="cannot isolate"):
@@ -161,13 +167,13 @@ class TestForbidden:
 @needs_namespaces
 @pytest.mark.skipif(CONFINED is not None, reason="is about hosts that allow namespaces")
 class TestAllowed:
-    async def test_namespaces_are_the_default(self, make_runner) -> None:
+    async def test_namespaces_are_the_default(self, make_runner: MakeRunner) -> None:
         async with make_runner(isolation="auto") as runner:
             assert runner.capabilities().isolation is IsolationLevel.NAMESPACES
             assert runner.isolation_notice is None
             assert "processes" in runner.capabilities().enforced_limits
 
-    async def test_process_can_be_asked_for(self, make_runner) -> None:
+    async def test_process_can_be_asked_for(self, make_runner: MakeRunner) -> None:
         async with make_runner(isolation="process") as runner:
             box = await runner.create(box_spec())
             assert box.isolation is runner.capabilities().isolation is IsolationLevel.PROCESS
@@ -175,7 +181,7 @@ class TestAllowed:
             await box.stop(0)
 
 
-async def test_boxes_that_end_take_no_box_in_the_making_along(make_runner):
+async def test_boxes_that_end_take_no_box_in_the_making_along(make_runner: MakeRunner) -> None:
     """Without PID namespaces the zygote looks for orphans whenever a box ends; new agents must not look like some."""
     async with make_runner(isolation="process") as runner:
         at_once = anyio.CapacityLimiter(16)
@@ -191,7 +197,7 @@ async def test_boxes_that_end_take_no_box_in_the_making_along(make_runner):
                 tasks.start_soon(live_and_die, number)
 
 
-async def test_an_isolated_box_without_namespaces_has_no_sockets_but_unix_ones(make_runner):
+async def test_an_isolated_box_without_namespaces_has_no_sockets_but_unix_ones(make_runner: MakeRunner) -> None:
     program = (
         "import socket\n"
         "for family in (socket.AF_INET, socket.AF_INET6, socket.AF_NETLINK):\n"
@@ -209,7 +215,9 @@ async def test_an_isolated_box_without_namespaces_has_no_sockets_but_unix_ones(m
         await box.stop(0)
 
 
-async def test_file_operations_work_without_namespaces_and_end_with_the_box(make_runner, tmp_path):
+async def test_file_operations_work_without_namespaces_and_end_with_the_box(
+    make_runner: MakeRunner, tmp_path: Path
+) -> None:
     (tmp_path / "source" / "sub").mkdir(parents=True)
     (tmp_path / "source" / "sub" / "f").write_bytes(b"content")
     async with make_runner(isolation="process") as runner:

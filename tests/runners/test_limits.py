@@ -20,6 +20,9 @@ from tests.runners.support import FINISH_SECONDS, exec_id, python, run, shell
 
 if TYPE_CHECKING:
     from pathlib import Path
+    from typing import Any
+
+    from tests.runners.support import MakeRunner
 
 MIB = 1024**2
 TAKE = "import sys; bytearray(int(sys.argv[1]) << 20); print('had it')"
@@ -52,13 +55,13 @@ done.set()
 
 
 @pytest.fixture
-def no_cgroups(monkeypatch):
+def no_cgroups(monkeypatch: pytest.MonkeyPatch) -> None:
     """As in a container whose cgroups cannot be written, or as an ordinary user."""
     monkeypatch.setattr(cgroups, "find_cgroups", Cgroups)
 
 
 @pytest.fixture
-async def bare(make_runner, no_cgroups):
+async def bare(make_runner: MakeRunner, no_cgroups: None):
     """A runner without namespaces and cgroups."""
     async with make_runner(isolation="process") as runner:
         yield runner
@@ -67,7 +70,7 @@ async def bare(make_runner, no_cgroups):
 # The number of processes.
 
 
-async def test_without_namespaces_and_cgroups_processes_are_counted_all_the_same(bare):
+async def test_without_namespaces_and_cgroups_processes_are_counted_all_the_same(bare: LocalRunner) -> None:
     assert bare.capabilities().enforced_limits == {"processes"}
     assert bare.capabilities().per_process_limits == {"memory"}
     box = await bare.create(box_spec(limits=Limits(processes=20)))
@@ -80,7 +83,7 @@ async def test_without_namespaces_and_cgroups_processes_are_counted_all_the_same
         await box.stop(0)
 
 
-async def test_a_full_box_without_namespaces_says_so_and_can_still_be_emptied(bare):
+async def test_a_full_box_without_namespaces_says_so_and_can_still_be_emptied(bare: LocalRunner) -> None:
     box = await bare.create(box_spec(limits=Limits(processes=20)))
     try:
         hog = await box.exec(
@@ -99,7 +102,7 @@ async def test_a_full_box_without_namespaces_says_so_and_can_still_be_emptied(ba
         await box.stop(0)
 
 
-async def test_boxes_do_not_count_for_each_other(bare):
+async def test_boxes_do_not_count_for_each_other(bare: LocalRunner) -> None:
     first, second = [await bare.create(box_spec(limits=Limits(processes=20))) for _ in range(2)]
     try:
         hog = await first.exec(
@@ -116,7 +119,7 @@ async def test_boxes_do_not_count_for_each_other(bare):
 @pytest.mark.skipif(
     os.geteuid() != 0 or "CWSANDBOX_TEST_CONFINED" in os.environ, reason="needs root, to see a warden's descriptors"
 )
-async def test_no_warden_is_left_of_a_box(bare):
+async def test_no_warden_is_left_of_a_box(bare: LocalRunner) -> None:
     def wardens() -> set[str]:
         return {name for name in os.listdir("/proc") if name.isdecimal() and _listens(name)}
 
@@ -138,11 +141,13 @@ def _listens(pid: str) -> bool:
     return any("seccomp notify" in link for link in links)
 
 
-async def test_where_no_warden_can_be_had_that_is_said(make_runner, no_cgroups, monkeypatch):
+async def test_where_no_warden_can_be_had_that_is_said(
+    make_runner: MakeRunner, no_cgroups: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
     # The zygote, which is another process, is made to fail by a plan that it cannot carry out.
     plan = LocalRunner._plan
 
-    def impossible(self, *arguments):
+    def impossible(self, *arguments: Any):
         made = plan(self, *arguments)
         return made | {"warden": "many"} if made["warden"] is not None else made
 
@@ -154,7 +159,7 @@ async def test_where_no_warden_can_be_had_that_is_said(make_runner, no_cgroups, 
         await box.stop(0)
 
 
-def test_a_gate_counts_only_when_what_it_allowed_is_used_up(monkeypatch):
+def test_a_gate_counts_only_when_what_it_allowed_is_used_up(monkeypatch: pytest.MonkeyPatch) -> None:
     counts = []
     below, takes = 3, 0.0
     now = [1.0]
@@ -185,7 +190,9 @@ def test_a_gate_counts_only_when_what_it_allowed_is_used_up(monkeypatch):
 
 
 @pytest.mark.parametrize("level", ["namespaces", "process"])
-async def test_without_a_cgroup_each_process_is_held_to_the_memory_limit(make_runner, no_cgroups, level):
+async def test_without_a_cgroup_each_process_is_held_to_the_memory_limit(
+    make_runner: MakeRunner, no_cgroups: None, level: str
+) -> None:
     async with make_runner(isolation=level) as runner:
         if not runner.capabilities().healthy:
             pytest.skip("namespaces are not allowed here")
@@ -202,14 +209,14 @@ async def test_without_a_cgroup_each_process_is_held_to_the_memory_limit(make_ru
             await box.stop(0)
 
 
-async def test_a_box_lives_with_the_least_memory_there_is(make_runner, no_cgroups):
+async def test_a_box_lives_with_the_least_memory_there_is(make_runner: MakeRunner, no_cgroups: None) -> None:
     async with make_runner(isolation="process") as runner:
         box = await runner.create(box_spec(limits=Limits(memory_bytes=16 * MIB)))
         assert (await run(box, "echo", "here")).text == "here\n"
         await box.stop(0)
 
 
-async def test_a_box_lives_with_the_least_memory_in_a_cgroup(runner):
+async def test_a_box_lives_with_the_least_memory_in_a_cgroup(runner: LocalRunner) -> None:
     if "memory" not in runner.capabilities().enforced_limits:
         pytest.skip("no cgroup to limit memory with")
     box = await runner.create(box_spec(limits=Limits(memory_bytes=16 * MIB)))
@@ -220,7 +227,7 @@ async def test_a_box_lives_with_the_least_memory_in_a_cgroup(runner):
 # Cgroups.
 
 
-async def test_a_processor_limit_holds_for_the_whole_box(runner):
+async def test_a_processor_limit_holds_for_the_whole_box(runner: LocalRunner) -> None:
     if "cpu" not in runner.capabilities().enforced_limits:
         pytest.skip("no cgroup to limit processors with")
     box = await runner.create(box_spec(limits=Limits(cpu_millicores=200)))
@@ -232,7 +239,7 @@ async def test_a_processor_limit_holds_for_the_whole_box(runner):
     assert used < 0.6  # 0.2 of a processor for a second, and what one period allows at the start.
 
 
-def test_requests_and_limits_as_version_1_has_them():
+def test_requests_and_limits_as_version_1_has_them() -> None:
     places = Cgroups({"memory": "/m", "cpu": "/c", "processes": "/p"}, swap="memory.memsw.limit_in_bytes")
     limits = Limits(memory_bytes=100, cpu_millicores=500, processes=7)
     assert places.plan("b", limits, Requests(memory_bytes=50, cpu_millicores=1500)) == [
@@ -249,7 +256,7 @@ def test_requests_and_limits_as_version_1_has_them():
     ]
 
 
-def test_requests_and_limits_as_version_2_has_them():
+def test_requests_and_limits_as_version_2_has_them() -> None:
     places = Cgroups(version2="/u", version2_limits=frozenset({"memory", "cpu", "processes"}), swap="memory.swap.max")
     limits = Limits(memory_bytes=100, cpu_millicores=1500, processes=7)
     ((folder, settings),) = places.plan("b", limits, Requests(memory_bytes=50, cpu_millicores=250))
@@ -288,11 +295,11 @@ class Tree:
 
 
 @pytest.fixture
-def tree(tmp_path):
+def tree(tmp_path: Path):
     return Tree(tmp_path)
 
 
-def test_boxes_go_where_controllers_are_handed_on(tree):
+def test_boxes_go_where_controllers_are_handed_on(tree: Tree) -> None:
     """A session of a systemd machine: its own scope hands nothing on, the slices above do."""
     tree.unified(
         "/user.slice/user-0.slice/session-1.scope",
@@ -310,7 +317,7 @@ def test_boxes_go_where_controllers_are_handed_on(tree):
     assert os.listdir(tree.top / "user.slice" / "user-0.slice" / "session-1.scope") == ["cgroup.subtree_control"]
 
 
-def test_the_nearest_place_is_taken_of_several_that_are_as_good(tree):
+def test_the_nearest_place_is_taken_of_several_that_are_as_good(tree: Tree) -> None:
     tree.unified("/a/b", {"": "memory pids", "a": "memory pids", "a/b": ""})
     (tree.top / "a" / "memory.swap.max").touch()
     found = tree.find()
@@ -318,17 +325,17 @@ def test_the_nearest_place_is_taken_of_several_that_are_as_good(tree):
     assert found.limits == {"memory", "processes"}
 
 
-def test_in_a_container_that_hands_nothing_on_there_are_no_limits(tree):
+def test_in_a_container_that_hands_nothing_on_there_are_no_limits(tree: Tree) -> None:
     tree.unified("/", {"": ""})
     assert tree.find() == Cgroups()
 
 
-def test_a_container_sees_only_its_part_of_the_hierarchy(tree):
+def test_a_container_sees_only_its_part_of_the_hierarchy(tree: Tree) -> None:
     tree.unified("/docker/1/inner", {"": "cpu memory pids", "inner": ""}, root="/docker/1")
     assert tree.find().version2 == str(tree.top)
 
 
-def test_each_hierarchy_of_version_1_is_found(tree):
+def test_each_hierarchy_of_version_1_is_found(tree: Tree) -> None:
     for name in ("memory", "cpu,cpuacct", "pids"):
         (tree.top / name / "mine").mkdir(parents=True)
     (tree.top / "memory" / "mine" / "memory.memsw.limit_in_bytes").touch()
@@ -345,7 +352,7 @@ def test_each_hierarchy_of_version_1_is_found(tree):
     assert found.swap == "memory.memsw.limit_in_bytes"
 
 
-def test_a_containers_own_limits_are_what_the_machine_has(tree):
+def test_a_containers_own_limits_are_what_the_machine_has(tree: Tree) -> None:
     tree.unified("/pod/inner", {"": "", "pod": "", "pod/inner": ""})
     assert cgroups.find_bounds(str(tree.process)) == cgroups.Bounds()
     (tree.top / "pod" / "memory.max").write_text("1000\n")
@@ -355,7 +362,7 @@ def test_a_containers_own_limits_are_what_the_machine_has(tree):
     assert cgroups.find_bounds(str(tree.process)) == cgroups.Bounds(1000, 1500)
 
 
-def test_a_containers_own_limits_in_version_1(tree):
+def test_a_containers_own_limits_in_version_1(tree: Tree) -> None:
     for name in ("memory", "cpu"):
         (tree.top / name).mkdir(parents=True)
     (tree.top / "memory" / "memory.limit_in_bytes").write_text("2000\n")
@@ -371,13 +378,13 @@ def test_a_containers_own_limits_in_version_1(tree):
     assert cgroups.find_bounds(str(tree.process)).cpu_millicores is None
 
 
-async def test_the_level_process_limits_processes_by_default(make_runner):
+async def test_the_level_process_limits_processes_by_default(make_runner: MakeRunner) -> None:
     async with make_runner(isolation="process") as runner:
         assert runner.capabilities().isolation is IsolationLevel.PROCESS
         assert "processes" in runner.capabilities().enforced_limits
 
 
-def test_only_what_is_a_request_may_fail_to_be_set(tmp_path):
+def test_only_what_is_a_request_may_fail_to_be_set(tmp_path: Path) -> None:
     folder = tmp_path / "box"
     folder.mkdir()
     for name in ("memory.low", "pids.max"):

@@ -13,19 +13,19 @@ from cwsandbox._runtime._loops import LoopHandle, on_event_loop, start_host_task
 from cwsandbox._runtime.portal import portal_scope
 
 
-def test_a_plain_thread_is_on_no_loop():
+def test_a_plain_thread_is_on_no_loop() -> None:
     assert not on_event_loop()
     with pytest.raises(anyio.NoEventLoopError):
         LoopHandle.current()
 
 
-async def test_a_task_is_on_its_loop():
+async def test_a_task_is_on_its_loop() -> None:
     assert on_event_loop()
     assert LoopHandle.current().is_current()
     assert not portal_scope().loop.is_current()
 
 
-async def test_a_worker_thread_is_on_no_loop_although_its_context_says_so():
+async def test_a_worker_thread_is_on_no_loop_although_its_context_says_so() -> None:
     handle = LoopHandle.current()
 
     def probe() -> tuple[bool, bool]:
@@ -34,7 +34,7 @@ async def test_a_worker_thread_is_on_no_loop_although_its_context_says_so():
     assert await anyio.to_thread.run_sync(probe) == (False, False)
 
 
-async def test_a_callback_is_on_its_loop():
+async def test_a_callback_is_on_its_loop() -> None:
     handle = LoopHandle.current()
     seen: list[tuple[bool, bool]] = []
     done = anyio.Event()
@@ -48,7 +48,7 @@ async def test_a_callback_is_on_its_loop():
     assert seen == [(True, True)]
 
 
-async def test_calls_from_a_thread_come_in_order():
+async def test_calls_from_a_thread_come_in_order() -> None:
     handle = LoopHandle.current()
     seen: list[int] = []
     done = anyio.Event()
@@ -64,7 +64,7 @@ async def test_calls_from_a_thread_come_in_order():
 
 
 @pytest.mark.parametrize("backend", ["asyncio", "trio"])
-def test_a_loop_that_has_gone_takes_no_calls(backend):
+def test_a_loop_that_has_gone_takes_no_calls(backend: str) -> None:
     async def current() -> LoopHandle:
         return LoopHandle.current()
 
@@ -75,7 +75,7 @@ def test_a_loop_that_has_gone_takes_no_calls(backend):
     assert not called
 
 
-async def test_a_host_task_outlives_the_task_that_started_it():
+async def test_a_host_task_outlives_the_task_that_started_it() -> None:
     ready, leave, left = anyio.Event(), anyio.Event(), anyio.Event()
 
     async def host() -> None:

@@ -68,28 +68,28 @@ async def started(blocked: Blocked) -> None:
     assert await anyio.to_thread.run_sync(blocked.started.wait, 5)
 
 
-def test_result_returns_the_value_every_time():
+def test_result_returns_the_value_every_time() -> None:
     ref = portal_scope().start(echo, 42)
     assert [ref.result(), ref.result(timeout=0)] == [42, 42]
 
 
-async def test_await_returns_the_value_every_time():
+async def test_await_returns_the_value_every_time() -> None:
     async with Scope("test") as scope:
         ref = scope.start(echo, 42)
         assert [await ref, await ref] == [42, 42]
 
 
-async def test_a_portal_operation_can_be_awaited_on_any_loop():
+async def test_a_portal_operation_can_be_awaited_on_any_loop() -> None:
     assert await portal_scope().start(echo, 42) == 42
 
 
-async def test_a_native_operation_can_be_waited_for_in_a_thread():
+async def test_a_native_operation_can_be_waited_for_in_a_thread() -> None:
     async with Scope("test") as scope:
         ref = scope.start(echo, 42)
         assert await anyio.to_thread.run_sync(ref.result) == 42
 
 
-async def test_exceptions_are_identical_both_ways():
+async def test_exceptions_are_identical_both_ways() -> None:
     error = Failure("broken", 7)
     ref = portal_scope().start(fail, error)
     with pytest.raises(Failure, match="broken") as awaited:
@@ -100,7 +100,7 @@ async def test_exceptions_are_identical_both_ways():
     assert (awaited.value.code, blocked.value.code) == (7, 7)
 
 
-def test_raising_again_does_not_grow_the_traceback_or_the_context():
+def test_raising_again_does_not_grow_the_traceback_or_the_context() -> None:
     ref = portal_scope().start(fail, Failure("broken", 7))
     lengths, contexts = [], []
     for _ in range(3):
@@ -117,7 +117,7 @@ def test_raising_again_does_not_grow_the_traceback_or_the_context():
 
 
 @pytest.mark.parametrize("error", [SystemExit(3), KeyboardInterrupt(), Custom("odd")], ids=lambda e: type(e).__name__)
-async def test_a_base_exception_of_an_operation_reaches_its_reader_and_harms_nobody_else(error):
+async def test_a_base_exception_of_an_operation_reaches_its_reader_and_harms_nobody_else(error: BaseException) -> None:
     async with Scope("test") as scope:
         for owner in (scope, portal_scope()):
             other = Blocked()
@@ -130,7 +130,9 @@ async def test_a_base_exception_of_an_operation_reaches_its_reader_and_harms_nob
             other_ref._cancel()
 
 
-async def test_a_failed_operation_that_nobody_reads_makes_no_noise(caplog, recwarn):
+async def test_a_failed_operation_that_nobody_reads_makes_no_noise(
+    caplog: pytest.LogCaptureFixture, recwarn: pytest.WarningsRecorder
+) -> None:
     async with Scope("test") as scope:
         ref = scope.start(fail, Failure("unread", 1))
         with anyio.fail_after(5):
@@ -140,7 +142,7 @@ async def test_a_failed_operation_that_nobody_reads_makes_no_noise(caplog, recwa
     assert not recwarn.list
 
 
-async def test_a_lone_error_leaves_its_exception_group():
+async def test_a_lone_error_leaves_its_exception_group() -> None:
     async def grouped() -> None:
         async with anyio.create_task_group() as group:
             group.start_soon(anyio.sleep_forever)
@@ -151,7 +153,7 @@ async def test_a_lone_error_leaves_its_exception_group():
             await scope.start(grouped)
 
 
-def test_result_timeout_only_stops_waiting():
+def test_result_timeout_only_stops_waiting() -> None:
     blocked = Blocked()
     ref = portal_scope().start(blocked.run)
     assert blocked.started.wait(5)
@@ -162,11 +164,11 @@ def test_result_timeout_only_stops_waiting():
     assert ref.result(timeout=5) == "released"
 
 
-def test_a_huge_timeout_is_no_limit():
+def test_a_huge_timeout_is_no_limit() -> None:
     assert portal_scope().start(echo, 1).result(timeout=1e30) == 1
 
 
-async def test_result_on_the_loop_that_runs_the_operation_names_the_await_form():
+async def test_result_on_the_loop_that_runs_the_operation_names_the_await_form() -> None:
     async with Scope("test") as scope:
         blocked = Blocked()
         ref = scope.start(blocked.run)
@@ -178,18 +180,18 @@ async def test_result_on_the_loop_that_runs_the_operation_names_the_await_form()
         ref._cancel()
 
 
-async def test_result_on_another_loops_thread_works():
+async def test_result_on_another_loops_thread_works() -> None:
     assert portal_scope().start(echo, 5).result(timeout=5) == 5
 
 
-async def test_result_of_a_finished_operation_works_on_its_own_loop():
+async def test_result_of_a_finished_operation_works_on_its_own_loop() -> None:
     async with Scope("test") as scope:
         ref = scope.start(echo, 5)
         await ref
         assert ref.result() == 5
 
 
-async def test_completed_and_failed_handles():
+async def test_completed_and_failed_handles() -> None:
     assert await OperationRef.completed(3) == 3
     ref = OperationRef.failed(Failure("x", 2))
     with pytest.raises(Failure):
@@ -198,7 +200,7 @@ async def test_completed_and_failed_handles():
         await ref
 
 
-async def test_awaiting_a_finished_handle_is_a_checkpoint():
+async def test_awaiting_a_finished_handle_is_a_checkpoint() -> None:
     ref = OperationRef.completed(3)
     with anyio.CancelScope() as scope:
         scope.cancel()
@@ -211,7 +213,7 @@ async def test_awaiting_a_finished_handle_is_a_checkpoint():
 
 
 @pytest.mark.parametrize("native", [True, False], ids=["own loop", "portal"])
-async def test_cancelling_the_awaiting_task_cancels_the_operation_and_waits_for_its_end(native):
+async def test_cancelling_the_awaiting_task_cancels_the_operation_and_waits_for_its_end(native: bool) -> None:
     async with Scope("test") as scope:
         blocked = Blocked()
         blocked.cleanup_seconds = 0.05
@@ -225,7 +227,7 @@ async def test_cancelling_the_awaiting_task_cancels_the_operation_and_waits_for_
             ref.result()
 
 
-async def test_the_cancelled_await_does_not_wait_for_ever(monkeypatch):
+async def test_the_cancelled_await_does_not_wait_for_ever(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("cwsandbox._runtime.operation.CANCEL_WAIT_SECONDS", 0.05)
     blocked = Blocked()
     blocked.cleanup_seconds = 0.5
@@ -240,7 +242,7 @@ async def test_the_cancelled_await_does_not_wait_for_ever(monkeypatch):
 
 
 @pytest.mark.parametrize("native", [True, False], ids=["own loop", "portal"])
-async def test_only_the_last_cancelled_awaiter_cancels(native):
+async def test_only_the_last_cancelled_awaiter_cancels(native: bool) -> None:
     async def wait_cancellably(scope: anyio.CancelScope) -> None:
         with scope:
             await ref
@@ -261,7 +263,7 @@ async def test_only_the_last_cancelled_awaiter_cancels(native):
         assert blocked.cancelled.is_set()
 
 
-async def test_two_awaiters_cancelled_together_cancel():
+async def test_two_awaiters_cancelled_together_cancel() -> None:
     async with Scope("test") as scope:
         blocked = Blocked()
         ref = scope.start(blocked.run)
@@ -277,7 +279,7 @@ async def test_two_awaiters_cancelled_together_cancel():
         assert blocked.cancelled.is_set()
 
 
-async def test_a_thread_that_blocks_in_result_keeps_the_operation_alive():
+async def test_a_thread_that_blocks_in_result_keeps_the_operation_alive() -> None:
     class Announcing(OperationRef[str]):
         waiting = threading.Event()
 
@@ -297,7 +299,7 @@ async def test_a_thread_that_blocks_in_result_keeps_the_operation_alive():
         assert await anyio.to_thread.run_sync(future.result) == "released"
 
 
-async def test_cancel_from_any_thread_and_its_answer():
+async def test_cancel_from_any_thread_and_its_answer() -> None:
     async with Scope("test") as scope:
         blocked = Blocked()
         ref = scope.start(blocked.run)
@@ -308,7 +310,7 @@ async def test_cancel_from_any_thread_and_its_answer():
         assert ref._cancel() is False
 
 
-async def test_an_operation_cancelled_before_it_began_never_begins():
+async def test_an_operation_cancelled_before_it_began_never_begins() -> None:
     ran = []
 
     async def never() -> None:
@@ -322,7 +324,7 @@ async def test_an_operation_cancelled_before_it_began_never_begins():
     assert not ran
 
 
-def test_a_cancelled_operation_that_returns_a_value_has_returned_a_value():
+def test_a_cancelled_operation_that_returns_a_value_has_returned_a_value() -> None:
     entered = threading.Event()
 
     async def stubborn() -> str:
@@ -338,7 +340,7 @@ def test_a_cancelled_operation_that_returns_a_value_has_returned_a_value():
     assert ref.result(5) == "finished anyway"
 
 
-async def test_a_cancelled_error_out_of_nowhere_ends_its_operation_only(anyio_backend_name):
+async def test_a_cancelled_error_out_of_nowhere_ends_its_operation_only(anyio_backend_name: str) -> None:
     if anyio_backend_name != "asyncio":
         pytest.skip("only asyncio lets anybody raise it")
     import asyncio
@@ -356,7 +358,7 @@ async def test_a_cancelled_error_out_of_nowhere_ends_its_operation_only(anyio_ba
         assert await scope.start(echo, 1) == 1
 
 
-async def test_asyncio_wait_for_cancels_the_operation(anyio_backend_name):
+async def test_asyncio_wait_for_cancels_the_operation(anyio_backend_name: str) -> None:
     if anyio_backend_name != "asyncio":
         pytest.skip("asyncio's own function")
     import asyncio
@@ -380,13 +382,13 @@ async def read_variable() -> str:
 
 
 @pytest.mark.parametrize("native", [True, False], ids=["own loop", "portal"])
-async def test_the_operation_sees_the_callers_context(native):
+async def test_the_operation_sees_the_callers_context(native: bool) -> None:
     async with Scope("test") as scope:
         variable.set("mine")
         assert await (scope if native else portal_scope()).start(read_variable) == "mine"
 
 
-async def test_done_callbacks_are_called_once_also_when_late(caplog):
+async def test_done_callbacks_are_called_once_also_when_late(caplog: pytest.LogCaptureFixture) -> None:
     calls: list[int] = []
 
     def broken(ref: OperationRef[Any]) -> None:
@@ -417,7 +419,7 @@ class Watched(OperationRef[str]):
         self.log.append("interrupt")
 
 
-async def test_hooks_surround_every_wait():
+async def test_hooks_surround_every_wait() -> None:
     async with Scope("test") as scope:
         blocked = Blocked()
         ref = scope.start(blocked.run, ref=Watched())
@@ -430,20 +432,20 @@ async def test_hooks_surround_every_wait():
         assert ref.log == ["begin", "end"] * 2
 
 
-def test_many_threads_share_many_handles():
+def test_many_threads_share_many_handles() -> None:
     refs = [portal_scope().start(echo, n) for n in range(200)]
     with concurrent.futures.ThreadPoolExecutor(8) as pool:
         sums = list(pool.map(lambda _: sum(ref.result(10) for ref in refs), range(8)))
     assert sums == [sum(range(200))] * 8
 
 
-def test_many_threads_start_many_operations():
+def test_many_threads_start_many_operations() -> None:
     with concurrent.futures.ThreadPoolExecutor(8) as pool:
         results = list(pool.map(lambda n: portal_scope().start(echo, n).result(10), range(500)))
     assert results == list(range(500))
 
 
-async def test_many_tasks_await_one_handle():
+async def test_many_tasks_await_one_handle() -> None:
     blocked = Blocked()
     ref = portal_scope().start(blocked.run)
     await started(blocked)
@@ -460,7 +462,7 @@ async def test_many_tasks_await_one_handle():
     assert got == ["released"] * 50
 
 
-def test_a_waiting_loop_may_vanish():
+def test_a_waiting_loop_may_vanish() -> None:
     blocked = Blocked()
     ref = portal_scope().start(blocked.run)
     assert blocked.started.wait(5)
@@ -478,7 +480,7 @@ def test_a_waiting_loop_may_vanish():
 
 @pytest.mark.parametrize("native", [True, False], ids=["own loop", "portal"])
 @pytest.mark.parametrize("outcome", ["value", "error", "cancelled"])
-async def test_handles_are_freed_without_the_garbage_collector(native, outcome):
+async def test_handles_are_freed_without_the_garbage_collector(native: bool, outcome: str) -> None:
     alive: weakref.WeakSet[OperationRef[Any]] = weakref.WeakSet()
 
     async def one(owner: Scope) -> None:

@@ -7,6 +7,7 @@ import sys
 import textwrap
 import threading
 import time
+from typing import TYPE_CHECKING
 
 import anyio
 import anyio.lowlevel
@@ -15,13 +16,16 @@ import pytest
 from cwsandbox._runtime.portal import portal_scope, run_blocking
 from cwsandbox._runtime.scope import Scope
 
+if TYPE_CHECKING:
+    from typing import Any
+
 
 async def echo(value: int) -> int:
     await anyio.lowlevel.checkpoint()
     return value
 
 
-def test_there_is_one_portal_in_a_daemon_thread():
+def test_there_is_one_portal_in_a_daemon_thread() -> None:
     scopes = []
     threads = [threading.Thread(target=lambda: scopes.append(portal_scope())) for _ in range(8)]
     for thread in threads:
@@ -34,15 +38,15 @@ def test_there_is_one_portal_in_a_daemon_thread():
     assert portal_threads[0].daemon
 
 
-def test_run_blocking():
+def test_run_blocking() -> None:
     assert run_blocking(echo, 3) == 3
 
 
-async def test_run_blocking_on_another_loop_works():
+async def test_run_blocking_on_another_loop_works() -> None:
     assert run_blocking(echo, 3) == 3
 
 
-async def test_run_blocking_on_the_portals_own_loop_is_refused():
+async def test_run_blocking_on_the_portals_own_loop_is_refused() -> None:
     async def nested() -> None:
         run_blocking(echo, 3)
 
@@ -50,14 +54,14 @@ async def test_run_blocking_on_the_portals_own_loop_is_refused():
         await portal_scope().start(nested)
 
 
-async def test_a_scope_entered_through_the_portal():
+async def test_a_scope_entered_through_the_portal() -> None:
     scope = Scope("session")
     await portal_scope().start(scope.enter)
     assert scope.start(echo, 4).result(5) == 4
     assert await portal_scope().start(scope.aclose) == []
 
 
-def run_script(script: str, *options: str, **kwargs) -> tuple[subprocess.CompletedProcess[str], float]:
+def run_script(script: str, *options: str, **kwargs: Any) -> tuple[subprocess.CompletedProcess[str], float]:
     began = time.monotonic()
     done = subprocess.run(
         [sys.executable, "-X", "dev", "-W", "error", *options, "-c", PRELUDE + textwrap.dedent(script)],
@@ -101,14 +105,14 @@ def check(done: subprocess.CompletedProcess[str], code: int, *lines: str) -> Non
     assert done.returncode == code
 
 
-def test_importing_and_exiting_starts_no_thread_and_no_loop():
+def test_importing_and_exiting_starts_no_thread_and_no_loop() -> None:
     done, _ = run_script("""
         say(threading.active_count(), "asyncio" in sys.modules, "trio" in sys.modules)
     """)
     check(done, 0, "1 False False")
 
 
-def test_exit_ends_operations_scopes_cleanups_and_keeps_the_exit_code():
+def test_exit_ends_operations_scopes_cleanups_and_keeps_the_exit_code() -> None:
     done, took = run_script("""
         async def enter():
             return await Scope("session").enter()
@@ -128,7 +132,7 @@ def test_exit_ends_operations_scopes_cleanups_and_keeps_the_exit_code():
     assert took < 10
 
 
-def test_exit_is_bounded():
+def test_exit_is_bounded() -> None:
     done, took = run_script("""
         import cwsandbox._runtime.portal as portal
         portal.EXIT_SECONDS = 0.5
@@ -146,7 +150,7 @@ def test_exit_is_bounded():
     assert took < 10
 
 
-def test_threads_of_the_program_may_work_until_they_end():
+def test_threads_of_the_program_may_work_until_they_end() -> None:
     done, _ = run_script("""
         def work():
             threading.main_thread().join()
@@ -158,7 +162,7 @@ def test_threads_of_the_program_may_work_until_they_end():
     check(done, 0, "5")
 
 
-def test_after_exit_began_new_operations_are_refused():
+def test_after_exit_began_new_operations_are_refused() -> None:
     done, _ = run_script("""
         import atexit
 
@@ -232,7 +236,7 @@ FORK_LINES = [
 
 @pytest.mark.skipif(not hasattr(__import__("os"), "fork"), reason="needs fork")
 @pytest.mark.parametrize("how", ["work(); sys.exit(7)", "work(); os._exit(7)"], ids=["sys.exit", "os._exit"])
-def test_a_forked_child_has_a_portal_of_its_own_and_says_so_of_the_parents_operations(how):
+def test_a_forked_child_has_a_portal_of_its_own_and_says_so_of_the_parents_operations(how: str) -> None:
     script = textwrap.dedent(FORK).replace("{exit}", how)
     # 3.12 warns that forking with threads may deadlock; that it does not is what is tested.
     done, took = run_script(script, "-W", "ignore:This process:DeprecationWarning")
@@ -240,7 +244,7 @@ def test_a_forked_child_has_a_portal_of_its_own_and_says_so_of_the_parents_opera
     assert took < 15
 
 
-def test_ctrl_c_in_result_calls_the_hook_and_is_raised():
+def test_ctrl_c_in_result_calls_the_hook_and_is_raised() -> None:
     done, _ = run_script("""
         class Ref(OperationRef):
             def _on_wait_begin(self):
@@ -262,7 +266,7 @@ def test_ctrl_c_in_result_calls_the_hook_and_is_raised():
     check(done, 0, "interrupted", "operation ended", "raised", "1")
 
 
-def test_ctrl_c_in_run_blocking_cancels_waits_and_is_raised():
+def test_ctrl_c_in_run_blocking_cancels_waits_and_is_raised() -> None:
     done, _ = run_script("""
         def interrupt():
             started.wait()

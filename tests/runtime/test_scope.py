@@ -73,7 +73,7 @@ class Log(list[str]):
         return opener
 
 
-async def test_leaving_ends_operations_then_cleanups_then_connections():
+async def test_leaving_ends_operations_then_cleanups_then_connections() -> None:
     log = Log()
     async with Scope("test") as scope:
         await scope.start(scope.connection, "key", log.connection())
@@ -85,7 +85,7 @@ async def test_leaving_ends_operations_then_cleanups_then_connections():
         ref.result()
 
 
-async def test_a_closed_scope_refuses():
+async def test_a_closed_scope_refuses() -> None:
     async with Scope("test") as scope:
         pass
     assert scope.closed
@@ -97,7 +97,7 @@ async def test_a_closed_scope_refuses():
         await scope.connection("key", Log().connection())
 
 
-async def test_a_scope_that_was_not_entered_refuses_and_closes():
+async def test_a_scope_that_was_not_entered_refuses_and_closes() -> None:
     scope = Scope("test")
     with pytest.raises(ScopeClosedError):
         scope.start(echo, 1)
@@ -106,13 +106,13 @@ async def test_a_scope_that_was_not_entered_refuses_and_closes():
         await scope.enter()
 
 
-async def test_a_scope_is_entered_only_once():
+async def test_a_scope_is_entered_only_once() -> None:
     async with Scope("test") as scope:
         with pytest.raises(RuntimeError, match="only once"):
             await scope.enter()
 
 
-async def test_entered_in_one_task_and_left_in_another():
+async def test_entered_in_one_task_and_left_in_another() -> None:
     scope = Scope("test")
     blocked: list[OperationRef[None]] = []
 
@@ -131,14 +131,14 @@ async def test_entered_in_one_task_and_left_in_another():
     assert blocked[0]._finished
 
 
-async def test_two_scopes_left_in_any_order():
+async def test_two_scopes_left_in_any_order() -> None:
     first, second = await Scope("first").enter(), await Scope("second").enter()
     await first.aclose()
     assert await second.start(echo, 1) == 1
     await second.aclose()
 
 
-async def test_a_yield_inside_corrupts_nothing():
+async def test_a_yield_inside_corrupts_nothing() -> None:
     async def generator():
         async with Scope("test") as scope:
             while True:
@@ -154,14 +154,14 @@ async def test_a_yield_inside_corrupts_nothing():
     await anyio.lowlevel.checkpoint()
 
 
-async def test_a_body_that_fails_raises_its_own_error_bare():
+async def test_a_body_that_fails_raises_its_own_error_bare() -> None:
     with pytest.raises(Failure):
         async with Scope("test") as scope:
             scope.start(forever)
             raise Failure
 
 
-async def test_a_cancelled_body_leaves_properly():
+async def test_a_cancelled_body_leaves_properly() -> None:
     log = Log()
     with anyio.move_on_after(0.01) as limit:
         async with Scope("test") as scope:
@@ -171,7 +171,7 @@ async def test_a_cancelled_body_leaves_properly():
     assert log == ["cleanup ran"]
 
 
-async def test_closing_is_joinable():
+async def test_closing_is_joinable() -> None:
     gate = anyio.Event()
     log = Log()
 
@@ -198,7 +198,7 @@ async def test_closing_is_joinable():
     assert log == ["cleanup ran"]
 
 
-async def test_closed_from_another_loop():
+async def test_closed_from_another_loop() -> None:
     blocked = threading.Event()
 
     async def enter() -> Scope:
@@ -211,7 +211,7 @@ async def test_closed_from_another_loop():
     assert not blocked.is_set()
 
 
-async def test_starting_from_threads_while_closing_loses_nothing():
+async def test_starting_from_threads_while_closing_loses_nothing() -> None:
     scope = await Scope("test").enter()
     go = threading.Barrier(3)
 
@@ -231,7 +231,7 @@ async def test_starting_from_threads_while_closing_loses_nothing():
             assert all(ref._finished for ref in await anyio.to_thread.run_sync(future.result))
 
 
-async def test_starting_in_a_bare_callback_of_the_loop():
+async def test_starting_in_a_bare_callback_of_the_loop() -> None:
     async with Scope("test") as scope:
         refs: list[OperationRef[int]] = []
         called = anyio.Event()
@@ -246,7 +246,9 @@ async def test_starting_in_a_bare_callback_of_the_loop():
 
 
 @pytest.mark.parametrize("backend", ["asyncio", "asyncio debug", "trio"])
-def test_loops_that_anyio_did_not_start(backend, caplog, recwarn):
+def test_loops_that_anyio_did_not_start(
+    backend: str, caplog: pytest.LogCaptureFixture, recwarn: pytest.WarningsRecorder
+) -> None:
     async def main() -> list[int]:
         async with Scope("test") as scope:
             refs: list[OperationRef[int]] = []
@@ -270,7 +272,7 @@ def test_loops_that_anyio_did_not_start(backend, caplog, recwarn):
     assert not recwarn.list
 
 
-async def test_an_operation_may_end_the_hard_way(monkeypatch):
+async def test_an_operation_may_end_the_hard_way(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("cwsandbox._runtime.scope.OPERATIONS_END_SECONDS", 0.05)
     log = Log()
 
@@ -292,7 +294,7 @@ async def test_an_operation_may_end_the_hard_way(monkeypatch):
 # Cleanups.
 
 
-async def test_cleanups_run_concurrently_and_their_errors_are_collected():
+async def test_cleanups_run_concurrently_and_their_errors_are_collected() -> None:
     met = anyio.Event()
     log = Log()
 
@@ -315,7 +317,7 @@ async def test_cleanups_run_concurrently_and_their_errors_are_collected():
     assert log == ["second ran"]
 
 
-async def test_leaving_by_async_with_raises_what_cleanups_raised():
+async def test_leaving_by_async_with_raises_what_cleanups_raised() -> None:
     async def broken() -> None:
         raise Failure("cleanup")
 
@@ -324,7 +326,7 @@ async def test_leaving_by_async_with_raises_what_cleanups_raised():
             scope.add_cleanup(broken)
 
 
-async def test_a_removed_cleanup_does_not_run():
+async def test_a_removed_cleanup_does_not_run() -> None:
     log = Log()
     async with Scope("test") as scope:
         cleanup = scope.add_cleanup(log.cleanup())
@@ -333,7 +335,7 @@ async def test_a_removed_cleanup_does_not_run():
     assert log == []
 
 
-async def test_a_cleanup_out_of_time_is_reported():
+async def test_a_cleanup_out_of_time_is_reported() -> None:
     scope = await Scope("test", cleanup_seconds=0.02).enter()
     log = Log()
     scope.add_cleanup(forever)
@@ -344,7 +346,7 @@ async def test_a_cleanup_out_of_time_is_reported():
     assert log == ["cleanup ran"]
 
 
-async def test_a_cleanup_can_be_added_by_an_operation_that_is_being_cancelled():
+async def test_a_cleanup_can_be_added_by_an_operation_that_is_being_cancelled() -> None:
     log = Log()
 
     async def create() -> None:
@@ -359,7 +361,7 @@ async def test_a_cleanup_can_be_added_by_an_operation_that_is_being_cancelled():
     assert log == ["cleanup ran"]
 
 
-async def test_a_cleanup_can_open_a_connection():
+async def test_a_cleanup_can_open_a_connection() -> None:
     log = Log()
 
     async def cleanup() -> None:
@@ -373,7 +375,7 @@ async def test_a_cleanup_can_open_a_connection():
 # Connections.
 
 
-async def test_concurrent_first_uses_share_one_opening():
+async def test_concurrent_first_uses_share_one_opening() -> None:
     log = Log()
     async with Scope("test") as scope:
         refs = [scope.start(scope.connection, "key", log.connection()) for _ in range(5)]
@@ -383,7 +385,7 @@ async def test_concurrent_first_uses_share_one_opening():
         assert sorted(log) == ["connection opened", "other opened"]
 
 
-async def test_a_failed_opening_is_not_kept_and_reaches_everybody():
+async def test_a_failed_opening_is_not_kept_and_reaches_everybody() -> None:
     attempts: list[int] = []
     go = anyio.Event()
 
@@ -406,7 +408,7 @@ async def test_a_failed_opening_is_not_kept_and_reaches_everybody():
     assert len(attempts) == 2
 
 
-async def test_a_connection_that_breaks_is_opened_again(caplog):
+async def test_a_connection_that_breaks_is_opened_again(caplog: pytest.LogCaptureFixture) -> None:
     caplog.set_level(logging.DEBUG, "cwsandbox")
     broken = anyio.Event()
     opened: list[int] = []
@@ -434,7 +436,7 @@ async def test_a_connection_that_breaks_is_opened_again(caplog):
     assert "lost" in caplog.text
 
 
-async def test_an_opening_whose_users_are_all_cancelled_is_cancelled():
+async def test_an_opening_whose_users_are_all_cancelled_is_cancelled() -> None:
     log = Log()
 
     @asynccontextmanager
@@ -458,7 +460,7 @@ async def test_an_opening_whose_users_are_all_cancelled_is_cancelled():
         assert await scope.start(scope.connection, "key", log.connection()) == "connection"
 
 
-async def test_a_user_who_comes_while_an_opening_is_given_up_opens_anew():
+async def test_a_user_who_comes_while_an_opening_is_given_up_opens_anew() -> None:
     log = Log()
     gate = anyio.Event()
 
@@ -482,7 +484,7 @@ async def test_a_user_who_comes_while_an_opening_is_given_up_opens_anew():
         assert await second == "connection"
 
 
-async def test_errors_of_closing_a_connection_are_reported():
+async def test_errors_of_closing_a_connection_are_reported() -> None:
     @asynccontextmanager
     async def opener():
         yield
@@ -494,7 +496,7 @@ async def test_errors_of_closing_a_connection_are_reported():
     assert [str(error) for error in errors] == ["while closing"]
 
 
-async def test_a_connection_that_does_not_close_is_cut_off(monkeypatch):
+async def test_a_connection_that_does_not_close_is_cut_off(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("cwsandbox._runtime.scope.CONNECTION_CLOSE_SECONDS", 0.05)
 
     @asynccontextmanager
@@ -508,7 +510,7 @@ async def test_a_connection_that_does_not_close_is_cut_off(monkeypatch):
     assert [type(error) for error in errors] == [TimeoutError]
 
 
-async def test_a_connection_is_refused_off_the_loop():
+async def test_a_connection_is_refused_off_the_loop() -> None:
     async with Scope("test"):
         with pytest.raises(RuntimeError, match="own event loop"):
             await portal_scope().connection("key", Log().connection())
@@ -519,7 +521,7 @@ async def test_a_connection_is_refused_off_the_loop():
 
 @pytest.mark.parametrize("steps", range(12))
 @pytest.mark.parametrize("what", ["enter", "start", "connection", "aclose"])
-async def test_cancelled_at_any_checkpoint(what, steps):
+async def test_cancelled_at_any_checkpoint(what: str, steps: int) -> None:
     """Cancel after n rounds of the loop: whatever was reached, leaving works and everything that was opened is closed."""
     log = Log()
     scope = Scope("test")
@@ -563,7 +565,9 @@ BACKENDS = ["asyncio", "trio"]
 
 
 @pytest.mark.parametrize("backend", BACKENDS)
-def test_a_scope_that_is_never_left_ends_with_its_loop(backend, caplog, recwarn):
+def test_a_scope_that_is_never_left_ends_with_its_loop(
+    backend: str, caplog: pytest.LogCaptureFixture, recwarn: pytest.WarningsRecorder
+) -> None:
     refs: list[OperationRef[Any]] = []
     log = Log()
 
@@ -594,7 +598,7 @@ def test_a_scope_that_is_never_left_ends_with_its_loop(backend, caplog, recwarn)
 
 
 @pytest.mark.parametrize("backend", BACKENDS)
-def test_a_thread_that_waits_is_woken_when_the_loop_ends(backend):
+def test_a_thread_that_waits_is_woken_when_the_loop_ends(backend: str) -> None:
     waiting = threading.Event()
 
     class Announcing(OperationRef[None]):
@@ -614,7 +618,7 @@ def test_a_thread_that_waits_is_woken_when_the_loop_ends(backend):
 
 
 @pytest.mark.parametrize("backend", BACKENDS)
-def test_another_loop_that_waits_is_woken_when_the_loop_ends(backend):
+def test_another_loop_that_waits_is_woken_when_the_loop_ends(backend: str) -> None:
     waiting = threading.Event()
 
     class Announcing(OperationRef[None]):
@@ -634,7 +638,9 @@ def test_another_loop_that_waits_is_woken_when_the_loop_ends(backend):
         anyio.run(main, backend=backend).result(5)
 
 
-def test_a_loop_closed_without_a_farewell_leaves_a_closed_scope(caplog, recwarn):
+def test_a_loop_closed_without_a_farewell_leaves_a_closed_scope(
+    caplog: pytest.LogCaptureFixture, recwarn: pytest.WarningsRecorder
+) -> None:
     loop = asyncio.new_event_loop()
     scope = loop.run_until_complete(Scope("test").enter())
     loop.close()
@@ -651,7 +657,9 @@ def test_a_loop_closed_without_a_farewell_leaves_a_closed_scope(caplog, recwarn)
     assert not recwarn.list
 
 
-async def test_a_failure_of_the_scope_itself_is_stored_and_raised_by_the_next_call(monkeypatch):
+async def test_a_failure_of_the_scope_itself_is_stored_and_raised_by_the_next_call(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     async def broken(self: Scope) -> None:
         raise Failure("bug")
 
@@ -664,7 +672,7 @@ async def test_a_failure_of_the_scope_itself_is_stored_and_raised_by_the_next_ca
 
 
 @pytest.mark.skipif(not hasattr(asyncio, "eager_task_factory"), reason="eager tasks came with Python 3.12")
-def test_eager_tasks():
+def test_eager_tasks() -> None:
     async def at_once() -> int:
         return 1
 

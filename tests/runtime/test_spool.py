@@ -8,7 +8,7 @@ import gc
 import itertools
 import os
 import threading
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import anyio
 import anyio.lowlevel
@@ -21,6 +21,9 @@ from cwsandbox._runtime._loops import LoopHandle
 from cwsandbox._runtime.portal import portal_scope, run_blocking
 from cwsandbox._runtime.readers import PARTIAL_LINE_CHARACTERS, StreamReader
 from cwsandbox._runtime.spool import UNREAD_BYTES, Spool
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
 
 MEBIBYTE = 1024 * 1024
 WINDOW = MEBIBYTE
@@ -67,7 +70,7 @@ def settle(spool: Spool) -> None:
 # What is kept.
 
 
-def test_everything_is_kept_whatever_readers_did():
+def test_everything_is_kept_whatever_readers_did() -> None:
     spool = spool_of(b"one\ntw", b"o\nthree")
     assert list(spool.lines()) == ["one\n", "two\n", "three"]
     assert spool.getvalue() == b"one\ntwo\nthree"
@@ -75,7 +78,7 @@ def test_everything_is_kept_whatever_readers_did():
 
 
 @pytest.mark.parametrize("piece", [1000, 64 * 1024, 256 * 1024, 3 * MEBIBYTE])
-def test_what_does_not_fit_in_memory_goes_to_the_disk_and_comes_back(piece):
+def test_what_does_not_fit_in_memory_goes_to_the_disk_and_comes_back(piece: int) -> None:
     data = os.urandom(5 * MEBIBYTE + 123)
     spool = spool_of(*(data[at : at + piece] for at in range(0, len(data), piece)), memory_bytes=MEBIBYTE)
     assert spool._storage._written > 2 * MEBIBYTE
@@ -84,14 +87,14 @@ def test_what_does_not_fit_in_memory_goes_to_the_disk_and_comes_back(piece):
     assert b"".join(spool.chunks()) == data
 
 
-def test_the_file_has_no_name_and_is_private():
+def test_the_file_has_no_name_and_is_private() -> None:
     spool = spool_of(b"x" * 2 * MEBIBYTE, memory_bytes=0)
     status = os.fstat(spool._storage._descriptor)
     assert status.st_nlink == 0
     assert status.st_mode & 0o077 == 0
 
 
-def test_the_file_is_closed_with_the_spool(recwarn):
+def test_the_file_is_closed_with_the_spool(recwarn: pytest.WarningsRecorder) -> None:
     spool = spool_of(b"x" * 2 * MEBIBYTE, memory_bytes=0)
     descriptor = spool._storage._descriptor
     del spool
@@ -102,14 +105,14 @@ def test_the_file_is_closed_with_the_spool(recwarn):
     assert not recwarn.list
 
 
-def test_past_the_limit_bytes_are_dropped_and_counted():
+def test_past_the_limit_bytes_are_dropped_and_counted() -> None:
     spool = spool_of(b"12345", b"67890", b"x", limit_bytes=7)
     assert spool.getvalue() == b"1234567"
     assert (spool.total_bytes, spool.dropped_bytes, spool.truncated) == (11, 4, True)
     assert list(spool.lines()) == ["1234567"]
 
 
-def test_a_full_disk_truncates_and_is_said(monkeypatch):
+def test_a_full_disk_truncates_and_is_said(monkeypatch: pytest.MonkeyPatch) -> None:
     def full(*args: object) -> int:
         raise OSError(errno.ENOSPC, "No space left on device")
 
@@ -120,7 +123,7 @@ def test_a_full_disk_truncates_and_is_said(monkeypatch):
     assert b"".join(spool.chunks()) == spool.getvalue()
 
 
-def test_a_disk_that_fails_while_reading_raises_and_loses_nothing(monkeypatch):
+def test_a_disk_that_fails_while_reading_raises_and_loses_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
     spool = spool_of(b"x" * 2 * MEBIBYTE, memory_bytes=0)
     reader = spool.chunks()
     with monkeypatch.context() as patch:
@@ -136,7 +139,7 @@ def test_a_disk_that_fails_while_reading_raises_and_loses_nothing(monkeypatch):
     assert b"".join(reader) == b"x" * 2 * MEBIBYTE
 
 
-async def test_what_fits_into_memory_can_be_fed_without_waiting():
+async def test_what_fits_into_memory_can_be_fed_without_waiting() -> None:
     spool = Spool(memory_bytes=10)
     assert spool.feed_nowait(b"12345\n")
     assert not spool.feed_nowait(b"67890")
@@ -163,7 +166,7 @@ async def test_what_fits_into_memory_can_be_fed_without_waiting():
         ([b"\xff\n", b"\xe2\x98"], ["\ufffd\n", "\ufffd"]),
     ],
 )
-def test_lines(pieces, lines):
+def test_lines(pieces: list[bytes], lines: list[str]) -> None:
     assert list(spool_of(*pieces).lines()) == lines
 
 
@@ -171,14 +174,14 @@ def test_lines(pieces, lines):
 @given(
     pieces=st.lists(st.one_of(st.binary(max_size=12), st.text("aé☃😀\n\r\u2028", max_size=8).map(str.encode))),
 )
-def test_lines_joined_are_the_text_and_end_in_newlines(pieces):
+def test_lines_joined_are_the_text_and_end_in_newlines(pieces: list[bytes]) -> None:
     spool = spool_of(*pieces)
     lines = list(spool.lines())
     assert "".join(lines) == b"".join(pieces).decode(errors="replace")
     assert all(line.endswith("\n") and line.count("\n") == 1 for line in lines[:-1])
 
 
-def test_a_line_arrives_before_the_stream_ends_and_a_partial_one_does_not():
+def test_a_line_arrives_before_the_stream_ends_and_a_partial_one_does_not() -> None:
     spool = spool_of(b"whole\npart", close=False)
     reader = spool.lines()
     assert next(reader) == "whole\n"
@@ -190,7 +193,7 @@ def test_a_line_arrives_before_the_stream_ends_and_a_partial_one_does_not():
         assert waiting.result(5) == "partial\n"
 
 
-def test_a_line_beyond_a_mebibyte_comes_in_parts():
+def test_a_line_beyond_a_mebibyte_comes_in_parts() -> None:
     spool = spool_of(b"x" * PARTIAL_LINE_CHARACTERS, close=False)
     reader = spool.lines()
     assert next(reader) == "x" * PARTIAL_LINE_CHARACTERS
@@ -199,7 +202,7 @@ def test_a_line_beyond_a_mebibyte_comes_in_parts():
     assert list(reader) == ["tail\n", "next\n"]
 
 
-def test_the_end_is_final_and_what_was_not_read_is_replayed():
+def test_the_end_is_final_and_what_was_not_read_is_replayed() -> None:
     spool = spool_of(b"a\nb\nc\n", close=False)
     reader = spool.lines()
     assert next(reader) == "a\n"
@@ -209,14 +212,14 @@ def test_the_end_is_final_and_what_was_not_read_is_replayed():
     assert list(reader) == []
 
 
-def test_a_stream_is_read_one_way():
+def test_a_stream_is_read_one_way() -> None:
     spool = spool_of(b"a\n")
     spool.chunks()
     with pytest.raises(RuntimeError, match="either"):
         spool.lines()
 
 
-def test_an_error_reaches_one_reader_after_the_data():
+def test_an_error_reaches_one_reader_after_the_data() -> None:
     spool = spool_of(b"a\nb", close=False)
     spool.close(Failure("lost"))
     spool.close(Failure("not this one"))
@@ -227,7 +230,7 @@ def test_an_error_reaches_one_reader_after_the_data():
     assert list(reader) == []
 
 
-async def test_async_iteration_sees_the_same():
+async def test_async_iteration_sees_the_same() -> None:
     spool = Spool()
     await spool.feed(b"a\nb\nc")
     spool.close(Failure("lost"))
@@ -240,7 +243,7 @@ async def test_async_iteration_sees_the_same():
     assert [line async for line in reader] == []
 
 
-async def test_async_iteration_reads_from_the_disk():
+async def test_async_iteration_reads_from_the_disk() -> None:
     spool = Spool(memory_bytes=10)
     for _ in range(30):
         await spool.feed(b"x" * 99_999 + b"\n")
@@ -252,7 +255,7 @@ async def test_async_iteration_reads_from_the_disk():
 # Waking.
 
 
-async def test_lines_from_another_loop_reach_an_idle_loop():
+async def test_lines_from_another_loop_reach_an_idle_loop() -> None:
     spool = Spool(loop=portal_scope().loop)
 
     async def produce() -> None:
@@ -267,7 +270,7 @@ async def test_lines_from_another_loop_reach_an_idle_loop():
     assert got == [("0\n", False), ("1\n", False), ("2\n", False)]
 
 
-async def test_lines_from_the_own_loop():
+async def test_lines_from_the_own_loop() -> None:
     spool = Spool()
     got: list[str] = []
 
@@ -284,7 +287,7 @@ async def test_lines_from_the_own_loop():
     assert got == ["a\n"]
 
 
-def test_a_blocked_reader_is_woken_by_data_the_end_and_close():
+def test_a_blocked_reader_is_woken_by_data_the_end_and_close() -> None:
     for wake, expected in [
         (lambda spool: more(spool, b"a\n"), ["a\n"]),
         (lambda spool: spool.close(), []),
@@ -299,7 +302,7 @@ def test_a_blocked_reader_is_woken_by_data_the_end_and_close():
             assert waiting.result(5) == expected
 
 
-async def test_cancelling_a_waiting_reader_loses_nothing():
+async def test_cancelling_a_waiting_reader_loses_nothing() -> None:
     spool = Spool()
     reader = spool.lines()
     with anyio.move_on_after(0.01):
@@ -314,7 +317,7 @@ async def test_cancelling_a_waiting_reader_loses_nothing():
     assert [line async for line in reader] == ["b\n"]
 
 
-async def test_blocking_iteration_on_the_feeding_loop_names_the_async_form():
+async def test_blocking_iteration_on_the_feeding_loop_names_the_async_form() -> None:
     spool = Spool()
     spool.bind(LoopHandle.current())
     reader = spool.lines()
@@ -326,7 +329,7 @@ async def test_blocking_iteration_on_the_feeding_loop_names_the_async_form():
     assert list(reader) == []
 
 
-def test_several_threads_split_the_items():
+def test_several_threads_split_the_items() -> None:
     spool = spool_of(close=False)
     numbers = range(20_000)
 
@@ -343,7 +346,7 @@ def test_several_threads_split_the_items():
     assert all(share == sorted(share) for share in shares)
 
 
-async def test_threads_and_tasks_split_the_items():
+async def test_threads_and_tasks_split_the_items() -> None:
     spool = spool_of(close=False)
     shares: list[list[int]] = []
 
@@ -375,14 +378,14 @@ def paced_spool(**options: Any) -> tuple[Spool, Credits]:
     return Spool(loop=portal_scope().loop, on_credit=granted.append, **options), granted
 
 
-def test_without_a_reader_everything_is_credited_at_once():
+def test_without_a_reader_everything_is_credited_at_once() -> None:
     spool, granted = paced_spool()
     more(spool, b"x" * 1000)
     more(spool, b"y" * 24)
     assert granted == [1000, 24]
 
 
-def test_a_reader_sets_the_pace():
+def test_a_reader_sets_the_pace() -> None:
     spool, granted = paced_spool()
     more(spool, b"first\n")
     reader = spool.lines()
@@ -402,7 +405,7 @@ def test_a_reader_sets_the_pace():
 
 
 @pytest.mark.parametrize("how", ["close", "run_on", "set_unpaced"])
-def test_what_lets_the_sender_run_on(how):
+def test_what_lets_the_sender_run_on(how: str) -> None:
     spool, granted = paced_spool()
     more(spool, b"a\nb\n")
     reader = spool.lines()
@@ -417,7 +420,7 @@ def test_what_lets_the_sender_run_on(how):
     assert spool.getvalue() == b"a\nb\n" + b"x" * 1000 + b"y"
 
 
-def test_the_pace_returns_when_nobody_waits_any_more():
+def test_the_pace_returns_when_nobody_waits_any_more() -> None:
     spool, granted = paced_spool()
     next(iter(spool_reader(spool, b"a\n")))
     spool.run_on()
@@ -437,7 +440,7 @@ def spool_reader(spool: Spool, data: bytes) -> StreamReader[str]:
 
 
 @pytest.mark.parametrize("options", [{}, {"keep": False}, {"limit_bytes": 100}], ids=["kept", "not kept", "past limit"])
-def test_a_slow_reader_keeps_what_is_unread_within_the_window(options):
+def test_a_slow_reader_keeps_what_is_unread_within_the_window(options: Mapping[str, Any]) -> None:
     """A sender that obeys credit, a reader that is slow: what is in between is bounded, and nothing is lost."""
     spool = Spool(loop=portal_scope().loop, **options)
     total = 8 * MEBIBYTE
@@ -483,7 +486,7 @@ def test_a_slow_reader_keeps_what_is_unread_within_the_window(options):
     assert spool.dropped_bytes == (total - 100 if "limit_bytes" in options else 0)
 
 
-def test_past_the_limit_a_reader_that_stopped_setting_the_pace_ends_there():
+def test_past_the_limit_a_reader_that_stopped_setting_the_pace_ends_there() -> None:
     spool, _ = paced_spool(limit_bytes=4)
     reader = spool_reader(spool, b"a\nb\nc\n")
     assert [next(reader), next(reader)] == ["a\n", "b\n"]
@@ -491,7 +494,7 @@ def test_past_the_limit_a_reader_that_stopped_setting_the_pace_ends_there():
     assert (spool.getvalue(), spool.dropped_bytes) == (b"a\nb\n", 2)
 
 
-def test_not_kept_means_forgotten_when_read_and_paced_before_the_first_read():
+def test_not_kept_means_forgotten_when_read_and_paced_before_the_first_read() -> None:
     spool, granted = paced_spool(keep=False)
     more(spool, b"a\nb\n")
     assert granted == []
@@ -508,7 +511,7 @@ def test_not_kept_means_forgotten_when_read_and_paced_before_the_first_read():
     assert (spool.getvalue(), spool.truncated) == (b"", False)
 
 
-def test_not_kept_and_never_asked_for_is_dropped_while_the_result_is_waited_for():
+def test_not_kept_and_never_asked_for_is_dropped_while_the_result_is_waited_for() -> None:
     spool, granted = paced_spool(keep=False)
     more(spool, bytes(UNREAD_BYTES))
     assert granted == []
@@ -526,7 +529,7 @@ def test_not_kept_and_never_asked_for_is_dropped_while_the_result_is_waited_for(
         next(reader)
 
 
-def test_not_kept_and_asked_for_is_paced_although_the_result_is_waited_for():
+def test_not_kept_and_asked_for_is_paced_although_the_result_is_waited_for() -> None:
     spool, granted = paced_spool(keep=False)
     spool.expect_reader()
     spool.run_on()
@@ -535,7 +538,7 @@ def test_not_kept_and_asked_for_is_paced_although_the_result_is_waited_for():
     assert granted == []
 
 
-def test_a_long_line_does_not_stall_on_the_window():
+def test_a_long_line_does_not_stall_on_the_window() -> None:
     spool, granted = paced_spool()
     reader = spool.lines()
     with concurrent.futures.ThreadPoolExecutor(1) as pool:
@@ -549,7 +552,7 @@ def test_a_long_line_does_not_stall_on_the_window():
         assert len(waiting.result()) == PARTIAL_LINE_CHARACTERS
 
 
-def test_closing_a_reader_calls_back_once_and_discards():
+def test_closing_a_reader_calls_back_once_and_discards() -> None:
     calls: list[int] = []
     spool = spool_of(b"a\nb\n", close=False)
     reader = spool.lines(on_close=lambda: calls.append(1))

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 import pytest
 
 from cwsandbox.wire.channel import (
@@ -23,6 +25,9 @@ from cwsandbox.wire.frames import HEADER, WINDOW_BYTES, FrameType, dump_json, lo
 
 from .pair import Pair
 
+if TYPE_CHECKING:
+    from .pair import End
+
 
 def started(pair: Pair):
     """A stream that both sides know."""
@@ -35,7 +40,7 @@ def started(pair: Pair):
     return client, server
 
 
-def finish(pair: Pair, client, server, *, unread: int = 0) -> None:
+def finish(pair: Pair, client: End, server: End, *, unread: int = 0) -> None:
     """Bring the stream to its end, and check that nothing was lost."""
     pair.settle()
     server.stream.exit_status(5)
