@@ -193,7 +193,7 @@ async def test_result_of_a_finished_operation_works_on_its_own_loop() -> None:
 
 async def test_completed_and_failed_handles() -> None:
     assert await OperationRef.completed(3) == 3
-    ref = OperationRef.failed(Failure("x", 2))
+    ref: OperationRef[None] = OperationRef.failed(Failure("x", 2))
     with pytest.raises(Failure):
         ref.result()
     with pytest.raises(Failure):
@@ -291,7 +291,7 @@ async def test_a_thread_that_blocks_in_result_keeps_the_operation_alive() -> Non
     await started(blocked)
     with concurrent.futures.ThreadPoolExecutor(1) as pool:
         future = pool.submit(ref.result, 5)
-        assert await anyio.to_thread.run_sync(ref.waiting.wait, 5)
+        assert await anyio.to_thread.run_sync(Announcing.waiting.wait, 5)
         with anyio.move_on_after(0):
             await ref
         assert not ref._cancel_requested
@@ -333,6 +333,7 @@ def test_a_cancelled_operation_that_returns_a_value_has_returned_a_value() -> No
             await anyio.sleep_forever()
         except anyio.get_cancelled_exc_class():
             return "finished anyway"
+        raise AssertionError
 
     ref = portal_scope().start(stubborn)
     assert entered.wait(5)
@@ -422,7 +423,8 @@ class Watched(OperationRef[str]):
 async def test_hooks_surround_every_wait() -> None:
     async with Scope("test") as scope:
         blocked = Blocked()
-        ref = scope.start(blocked.run, ref=Watched())
+        ref = Watched()
+        scope.start(blocked.run, ref=ref)
         await started(blocked)
         with pytest.raises(TimeoutError):
             await anyio.to_thread.run_sync(ref.result, 0.01)

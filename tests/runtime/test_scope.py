@@ -8,8 +8,8 @@ import contextlib
 import gc
 import logging
 import threading
-from contextlib import asynccontextmanager
-from typing import Any
+from contextlib import AbstractAsyncContextManager, asynccontextmanager
+from typing import TYPE_CHECKING, Any
 
 import anyio
 import anyio.lowlevel
@@ -20,6 +20,9 @@ import trio
 from cwsandbox._runtime.operation import OperationRef
 from cwsandbox._runtime.portal import portal_scope
 from cwsandbox._runtime.scope import Scope, ScopeClosedError
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable
 
 
 class Failure(Exception):
@@ -38,7 +41,7 @@ async def forever() -> None:
 class Log(list[str]):
     """What happened, in order."""
 
-    def operation(self, name: str = "operation"):
+    def operation(self, name: str = "operation") -> Callable[[], Awaitable[None]]:
         async def run() -> None:
             self.append(f"{name} began")
             try:
@@ -48,16 +51,16 @@ class Log(list[str]):
 
         return run
 
-    def cleanup(self, name: str = "cleanup"):
+    def cleanup(self, name: str = "cleanup") -> Callable[[], Awaitable[None]]:
         async def run() -> None:
             await anyio.lowlevel.checkpoint()
             self.append(f"{name} ran")
 
         return run
 
-    def connection(self, name: str = "connection"):
+    def connection(self, name: str = "connection") -> Callable[[], AbstractAsyncContextManager[str]]:
         @asynccontextmanager
-        async def opener():
+        async def opener() -> AsyncIterator[str]:
             await anyio.lowlevel.checkpoint()
             self.append(f"{name} opened")
             async with anyio.create_task_group() as group:
@@ -139,7 +142,7 @@ async def test_two_scopes_left_in_any_order() -> None:
 
 
 async def test_a_yield_inside_corrupts_nothing() -> None:
-    async def generator():
+    async def generator() -> AsyncGenerator[int]:
         async with Scope("test") as scope:
             while True:
                 yield await scope.start(echo, 1)
@@ -390,7 +393,7 @@ async def test_a_failed_opening_is_not_kept_and_reaches_everybody() -> None:
     go = anyio.Event()
 
     @asynccontextmanager
-    async def opener():
+    async def opener() -> AsyncIterator[str]:
         attempts.append(1)
         await go.wait()
         if len(attempts) == 1:
@@ -414,7 +417,7 @@ async def test_a_connection_that_breaks_is_opened_again(caplog: pytest.LogCaptur
     opened: list[int] = []
 
     @asynccontextmanager
-    async def opener():
+    async def opener() -> AsyncIterator[int]:
         async def fail() -> None:
             await broken.wait()
             raise Failure("lost")
@@ -440,7 +443,7 @@ async def test_an_opening_whose_users_are_all_cancelled_is_cancelled() -> None:
     log = Log()
 
     @asynccontextmanager
-    async def opener():
+    async def opener() -> AsyncIterator[None]:
         log.append("opening")
         try:
             await anyio.sleep_forever()
@@ -465,7 +468,7 @@ async def test_a_user_who_comes_while_an_opening_is_given_up_opens_anew() -> Non
     gate = anyio.Event()
 
     @asynccontextmanager
-    async def reluctant():
+    async def reluctant() -> AsyncIterator[None]:
         try:
             await anyio.sleep_forever()
         finally:
@@ -486,7 +489,7 @@ async def test_a_user_who_comes_while_an_opening_is_given_up_opens_anew() -> Non
 
 async def test_errors_of_closing_a_connection_are_reported() -> None:
     @asynccontextmanager
-    async def opener():
+    async def opener() -> AsyncIterator[None]:
         yield
         raise Failure("while closing")
 
@@ -500,7 +503,7 @@ async def test_a_connection_that_does_not_close_is_cut_off(monkeypatch: pytest.M
     monkeypatch.setattr("cwsandbox._runtime.scope.CONNECTION_CLOSE_SECONDS", 0.05)
 
     @asynccontextmanager
-    async def opener():
+    async def opener() -> AsyncIterator[None]:
         yield
         await anyio.sleep_forever()
 
@@ -671,13 +674,16 @@ async def test_a_failure_of_the_scope_itself_is_stored_and_raised_by_the_next_ca
     assert isinstance(caught.value.__cause__, Failure)
 
 
-@pytest.mark.skipif(not hasattr(asyncio, "eager_task_factory"), reason="eager tasks came with Python 3.12")
+EAGER = getattr(asyncio, "eager_task_factory", None)
+
+
+@pytest.mark.skipif(EAGER is None, reason="eager tasks came with Python 3.12")
 def test_eager_tasks() -> None:
     async def at_once() -> int:
         return 1
 
     async def main() -> None:
-        asyncio.get_running_loop().set_task_factory(asyncio.eager_task_factory)
+        asyncio.get_running_loop().set_task_factory(EAGER)
         log = Log()
         async with Scope("eager") as scope:
             assert await scope.start(at_once) == 1

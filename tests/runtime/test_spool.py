@@ -23,7 +23,7 @@ from cwsandbox._runtime.readers import PARTIAL_LINE_CHARACTERS, StreamReader
 from cwsandbox._runtime.spool import UNREAD_BYTES, Spool
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Callable, Mapping
 
 MEBIBYTE = 1024 * 1024
 WINDOW = MEBIBYTE
@@ -288,11 +288,12 @@ async def test_lines_from_the_own_loop() -> None:
 
 
 def test_a_blocked_reader_is_woken_by_data_the_end_and_close() -> None:
-    for wake, expected in [
+    wakers: list[tuple[Callable[[Spool], None], list[str]]] = [
         (lambda spool: more(spool, b"a\n"), ["a\n"]),
         (lambda spool: spool.close(), []),
         (lambda spool: spool.lines().close(), []),
-    ]:
+    ]
+    for wake, expected in wakers:
         spool = spool_of(close=False)
         with concurrent.futures.ThreadPoolExecutor(1) as pool:
             waiting = pool.submit(lambda reader: list(itertools.islice(reader, 1)), spool.lines())
