@@ -14,15 +14,17 @@ from cwsandbox.runners.local.runner import LocalRunner
 from tests.runners.support import read_until
 
 if TYPE_CHECKING:
+    from collections.abc import AsyncIterator, Iterator
     from typing import Any
 
+    from cwsandbox.runners.local.box import LocalBox
     from tests.runners.support import MakeRunner
 
 MAIN = ("sh", "-c", "trap 'echo main ended; exit 42' TERM; echo ready; while :; do sleep 0.05; done")
 
 
 @pytest.fixture(scope="session")
-def state_dir():
+def state_dir() -> Iterator[Path]:
     """One state folder for all tests, so that the image's template is made once."""
     folder = Path(tempfile.mkdtemp(prefix="cwsandbox-runner-"))
     yield folder / "state"
@@ -30,13 +32,13 @@ def state_dir():
 
 
 @pytest.fixture
-def runtime_dir():
+def runtime_dir() -> Iterator[Path]:
     with tempfile.TemporaryDirectory(prefix="cwsandbox-run-") as folder:
         yield Path(folder)
 
 
 @pytest.fixture
-def make_runner(state_dir: Path, runtime_dir: Path):
+def make_runner(state_dir: Path, runtime_dir: Path) -> MakeRunner:
     """A runner at the level this run is about, with folders of its own."""
 
     def make(**options: Any) -> LocalRunner:
@@ -47,7 +49,7 @@ def make_runner(state_dir: Path, runtime_dir: Path):
 
 
 @pytest.fixture
-async def runner(make_runner: MakeRunner):
+async def runner(make_runner: MakeRunner) -> AsyncIterator[LocalRunner]:
     async with make_runner() as runner:
         yield runner
 
@@ -58,7 +60,7 @@ def box_spec(**options: Any) -> BoxSpec:
 
 
 @pytest.fixture
-async def box(runner: LocalRunner):
+async def box(runner: LocalRunner) -> AsyncIterator[LocalBox]:
     spec = box_spec(
         env={"FROM_BOX": "x", "ALSO_FROM_BOX": "kept"},
         files=(FileMount("/tmp/mounted/deep.txt", b"mounted content"),),

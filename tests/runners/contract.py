@@ -29,12 +29,13 @@ from cwsandbox.wire.packing import pack
 from cwsandbox.wire.unpacking import Unpacker
 from tests.runners.support import (
     FINISH_SECONDS,
+    agent_turn,
     asked,
     exec_id,
     file_job,
     file_rows,
     host_children,
-    host_processes,
+    input_of,
     python,
     read_all,
     read_file,
@@ -43,11 +44,13 @@ from tests.runners.support import (
     shell,
     started,
     token,
-    until_processes,
+    until_gone,
     write_file,
 )
+from tests.support.processes import processes_with
 
 if TYPE_CHECKING:
+    from collections.abc import AsyncIterator
     from pathlib import Path
 
     from cwsandbox.runners.base import Box
@@ -68,6 +71,14 @@ TREES = {
     "environment cleared": "import os,sys,time\n"
     f"if len(sys.argv)<3: os.fork() and time.sleep(600); os.setsid(); os.execve(sys.executable,[sys.executable,'-I','-c','''{READY}{SLEEP}''',sys.argv[1],'x'],{{}})",
 }
+
+
+def daemons(word: str, *preludes: str) -> str:
+    """A shell script that ends when its daemons run, each in a session of its own and with `word` in its argv."""
+    script = "".join(
+        f'setsid sh -c "{prelude}; echo > up; sleep 600; echo {word}" & read x < up; ' for prelude in preludes or ":"
+    )
+    return f"mkfifo up; {script}"
 
 
 class RunnerContract:
@@ -100,7 +111,7 @@ class RunnerContract:
             with anyio.move_on_after(0) as scope:
                 await command.wait()
             assert scope.cancelled_caught
-            await command.stdin.aclose()
+            await input_of(command).aclose()
             assert await command.wait() == ExitStatus(code=0)
 
     async def test_stdin_reaches_the_command_and_ends(self, box: Box) -> None:
@@ -116,25 +127,25 @@ class RunnerContract:
     async def test_a_cancelled_send_says_how_much_was_taken(self, box: Box) -> None:
         async with started(box, "sh", "-c", "read line; cat | wc -c", stdin=True) as command:
             with anyio.move_on_after(0.2):
-                await command.stdin.send(b"x" * MEBIBYTE)
-            taken = command.stdin.sent_bytes
+                await input_of(command).send(b"x" * MEBIBYTE)
+            taken = input_of(command).sent_bytes
             assert 0 < taken < MEBIBYTE
-            await command.stdin.send(b"\n")
-            await command.stdin.aclose()
+            await input_of(command).send(b"\n")
+            await input_of(command).aclose()
             assert await read_all(command.stdout) == b"0\n"
 
     async def test_sending_to_a_command_that_reads_no_more_fails(self, box: Box) -> None:
         async with started(box, "true", stdin=True) as command:
             await command.wait()
             with pytest.raises(anyio.BrokenResourceError):
-                await command.stdin.send(b"x")
+                await input_of(command).send(b"x")
 
     async def test_a_cancelled_receive_loses_nothing(self, box: Box) -> None:
         async with started(box, "cat", stdin=True) as command:
             with anyio.move_on_after(0.05) as scope:
                 await command.stdout.receive()
             assert scope.cancelled_caught
-            await command.stdin.send(b"kept")
+            await input_of(command).send(b"kept")
             assert await command.stdout.receive() == b"kept"
 
     async def test_the_output_of_a_daemon_does_not_hold_the_stream_open(self, box: Box) -> None:
@@ -161,8 +172,8 @@ class RunnerContract:
     async def test_two_hundred_commands_at_once(self, box: Box) -> None:
         commands = [await box.exec(ExecSpec(exec_id(), ("cat",), stdin=True)) for _ in range(200)]
         for number, command in enumerate(commands):
-            await command.stdin.send(str(number).encode())
-            await command.stdin.aclose()
+            await input_of(command).send(str(number).encode())
+            await input_of(command).aclose()
         for number, command in enumerate(commands):
             assert await read_all(command.stdout) == str(number).encode()
             assert await command.wait() == ExitStatus(code=0)
@@ -269,7 +280,7 @@ class RunnerContract:
                 for command in box.commands():
                     await command.kill()
                     command.forget()
-            assert host_processes(word) == []
+            assert processes_with(word) == []
         assert box.commands() == []
 
     # -- terminals
@@ -301,15 +312,15 @@ class RunnerContract:
             box, "sh", "-c", "echo ready; exec sleep 600", terminal=TerminalSize(), stdin=True
         ) as command:
             await read_until(command.stdout, b"ready")
-            await command.stdin.send(b"\x03")
+            await input_of(command).send(b"\x03")
             with anyio.fail_after(FINISH_SECONDS):
                 assert await command.wait() == ExitStatus(signal=signal.SIGINT)
 
     async def test_the_end_of_a_terminals_input_ends_a_reader(self, box: Box) -> None:
         async with started(box, "cat", terminal=TerminalSize(), stdin=True) as command:
-            await command.stdin.send(b"line\n")
+            await input_of(command).send(b"line\n")
             await read_until(command.stdout, b"line\r\nline\r\n")
-            await command.stdin.aclose()
+            await input_of(command).aclose()
             with anyio.fail_after(FINISH_SECONDS):
                 assert await command.wait() == ExitStatus(code=0)
 
@@ -329,18 +340,18 @@ class RunnerContract:
         word = token()
         async with started(box, "python3", "-I", "-c", TREES[way], word) as command:
             await read_until(command.stdout, b"ready")
-            assert host_processes(word)
+            assert processes_with(word)
             with anyio.fail_after(FINISH_SECONDS):
                 await command.kill()
-            assert host_processes(word) == []
+            assert processes_with(word) == []
 
     async def test_kill_ends_daemons_of_a_command_that_has_exited(self, box: Box) -> None:
         word = token()
-        async with started(box, "sh", "-c", f"setsid sh -c 'sleep 600; echo {word}' & sleep 0.1") as command:
+        async with started(box, "sh", "-c", daemons(word)) as command:
             await command.wait()
-            assert host_processes(word)
+            assert processes_with(word)
             await command.kill()
-            assert host_processes(word) == []
+            assert processes_with(word) == []
 
     async def test_kill_ends_a_fork_storm(self, box: Box) -> None:
         word = token()
@@ -349,13 +360,13 @@ class RunnerContract:
             await read_until(command.stdout, b"ready")
             with anyio.fail_after(FINISH_SECONDS):
                 await command.kill()
-            assert host_processes(word) == []
+            assert processes_with(word) == []
 
     async def test_kill_leaves_other_commands_alone(self, box: Box) -> None:
         async with started(box, "cat", stdin=True) as other, started(box, "sleep", "600") as command:
             await command.kill()
             assert await command.wait() == ExitStatus(signal=signal.SIGKILL)
-            await other.stdin.send(b"alive")
+            await input_of(other).send(b"alive")
             assert await other.stdout.receive() == b"alive"
 
     async def test_many_kills_at_once(self, box: Box) -> None:
@@ -478,6 +489,7 @@ class RunnerContract:
 
     async def test_a_transfer_that_is_given_up_leaves_nothing(self, box: Box) -> None:
         job = await box.file_job(asked("unpack", "/tmp/half"))
+        assert job.input is not None
         await job.input.send(encode(Kind.FOLDER) + encode(Kind.FILE, b"f") + encode(Kind.CHUNK, content=b"x" * 1000))
         await job.aclose()
         assert (await shell(box, "ls -A /tmp | grep -c half; ls -A /tmp | grep -c part")).text == "0\n0\n"
@@ -558,7 +570,7 @@ class RunnerContract:
                 await file_job(box, asked("list", "/tmp/big"))
         with anyio.fail_after(FINISH_SECONDS):
             while len(host_children(box)) > before:
-                await anyio.sleep(0.01)  # The agent reaps them when it has its turn.
+                await agent_turn(box)  # It reaps them when it has one.
 
     async def test_what_is_asked_of_files_in_a_stopped_box_says_so(self, box: Box) -> None:
         job = await box.file_job(asked("watch", "/tmp"))
@@ -587,13 +599,10 @@ class RunnerContract:
 
     async def test_nothing_runs_after_stop(self, box: Box) -> None:
         word = token()
-        await shell(
-            box,
-            f"setsid sh -c 'sleep 600; echo {word}' & setsid sh -c 'trap \"\" TERM; sleep 600; echo {word}' & sleep 0.1",
-        )
-        assert len(host_processes(word)) >= 2
+        await shell(box, daemons(word, ":", "trap '' TERM"))
+        assert len(processes_with(word)) == 2
         await box.stop(0)
-        assert host_processes(word) == []
+        assert processes_with(word) == []
 
     async def test_stop_may_be_called_again_and_by_many(self, box: Box) -> None:
         with anyio.fail_after(FINISH_SECONDS):
@@ -605,10 +614,11 @@ class RunnerContract:
 
     async def test_a_cancelled_stop_has_killed(self, box: Box) -> None:
         word = token()
-        await shell(box, f"setsid sh -c 'sleep 600; echo {word}' & sleep 0.05")
+        await shell(box, daemons(word))
+        assert processes_with(word)
         with anyio.move_on_after(0):
             await box.stop(60)
-        await until_processes(word, 0)
+        await until_gone(word)
         with anyio.fail_after(FINISH_SECONDS):
             await box.wait_gone()
 
@@ -742,7 +752,7 @@ while True: threading.Thread(target=echo, args=(server.accept()[0],), daemon=Tru
 
 
 @contextlib.asynccontextmanager
-async def serving(box: Box, bound: str, program: str, *, ends: bool = True):
+async def serving(box: Box, bound: str, program: str, *, ends: bool = True) -> AsyncIterator[int]:
     """A server in the box that says its port."""
     command = await box.exec(ExecSpec(exec_id(), ("python3", "-Ic", program, bound)))
     try:

@@ -5,22 +5,28 @@ from __future__ import annotations
 import contextlib
 import itertools
 import json
-import os
 import secrets
+import time
 from contextlib import asynccontextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeAlias
 
 import anyio
 
 from cwsandbox.runners.base import ExecSpec, ExitStatus
+from cwsandbox.runners.local.box import LocalBox
+from cwsandbox.wire.codec import PosixPath
 from cwsandbox.wire.streams import FileAction, FilesOpen
+from tests.support.processes import assert_gone, wait_ended
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncGenerator, Iterable, Mapping
+    from collections.abc import AsyncGenerator, Callable, Iterable, Mapping
     from typing import Any
 
-    from cwsandbox.runners.base import Box, ByteSource, Command
+    from cwsandbox.runners.base import Box, ByteSource, Command, InputSink
+    from cwsandbox.runners.local.runner import LocalRunner
+
+    MakeRunner: TypeAlias = Callable[..., LocalRunner]
 
 _numbers = itertools.count()
 
@@ -90,8 +96,8 @@ async def run(
 
     async def feed() -> None:
         if command.stdin is not None:
-            await command.stdin.send(stdin or b"")
-            await command.stdin.aclose()
+            await input_of(command).send(stdin or b"")
+            await input_of(command).aclose()
 
     with anyio.fail_after(FINISH_SECONDS):
         async with anyio.create_task_group() as tasks:
@@ -111,28 +117,26 @@ async def python(box: Box, script: str, *arguments: str, **options: Any) -> Resu
     return await run(box, "python3", "-I", "-c", script, *arguments, **options)
 
 
-def host_processes(word: str) -> list[int]:
-    """The host's processes that still run with `word` in their command line."""
-    found = []
-    for name in os.listdir("/proc"):
-        if name.isdigit() and int(name) != os.getpid():
-            try:
-                # A process whose first thread has ended shows its command line in the others only.
-                threads = [f"/proc/{name}/task/{thread}" for thread in os.listdir(f"/proc/{name}/task")]
-                lines = b"".join(Path(thread, "cmdline").read_bytes() for thread in threads)
-            except OSError:
-                continue
-            if word.encode() in lines:
-                found.append(int(name))
-    return found
+async def until_gone(word: str) -> None:
+    """Wait until none of the host's processes carries `word`."""
+    await anyio.to_thread.run_sync(assert_gone, word)
 
 
-async def until_processes(word: str, count: int) -> list[int]:
-    """Wait until `count` of the host's processes carry `word`; there is no event for other people's processes."""
-    with anyio.fail_after(FINISH_SECONDS):
-        while len(found := host_processes(word)) != count:
-            await anyio.sleep(0.01)
-    return found
+async def until_ended(pid: int) -> None:
+    """Wait until a process of the host has ended; it need not be reaped."""
+    deadline = time.monotonic() + FINISH_SECONDS
+    assert await anyio.to_thread.run_sync(wait_ended, pid, deadline), f"process {pid} does not end"
+
+
+def input_of(command: Command) -> InputSink:
+    """The input of a command that was started with one."""
+    assert command.stdin is not None
+    return command.stdin
+
+
+async def agent_turn(box: Box) -> None:
+    """Wait until the box's agent has looked at all that was ready, and answered a question."""
+    await box.file_info(asked("stat", "/"))
 
 
 async def read_file(box: Box, path: str) -> bytes:
@@ -155,7 +159,7 @@ async def write_file(box: Box, path: str, content: bytes, *, size: int | None = 
 
 def asked(action: str, path: str, **options: Any) -> FilesOpen:
     """A request about files."""
-    return FilesOpen(sandbox_id="sandbox-1", action=FileAction(action), path=path, **options)
+    return FilesOpen(sandbox_id="sandbox-1", action=FileAction(action), path=PosixPath(path), **options)
 
 
 async def file_job(box: Box, request: FilesOpen, given: Iterable[bytes] = ()) -> bytes:
@@ -163,10 +167,10 @@ async def file_job(box: Box, request: FilesOpen, given: Iterable[bytes] = ()) ->
     with anyio.fail_after(FINISH_SECONDS):
         job = await box.file_job(request)
         try:
-            with contextlib.suppress(anyio.BrokenResourceError):
-                for piece in given:
-                    await job.input.send(piece)
             if job.input is not None:
+                with contextlib.suppress(anyio.BrokenResourceError):
+                    for piece in given:
+                        await job.input.send(piece)
                 await job.input.aclose()
             output = await read_all(job.output)
             await job.wait()
@@ -175,11 +179,12 @@ async def file_job(box: Box, request: FilesOpen, given: Iterable[bytes] = ()) ->
     return output
 
 
-async def file_rows(box: Box, request: FilesOpen) -> list[list]:
+async def file_rows(box: Box, request: FilesOpen) -> list[list[Any]]:
     """The rows of a listing."""
     return [row for line in (await file_job(box, request)).splitlines() for row in json.loads(line)]
 
 
 def host_children(box: Box) -> list[str]:
     """What runs right below a box's agent."""
+    assert isinstance(box, LocalBox)
     return Path(f"/proc/{box._agent_pid}/task/{box._agent_pid}/children").read_text().split()

@@ -13,10 +13,13 @@ import pytest
 from cwsandbox.runners.base import BoxGoneError, ExecSpec, IsolationLevel, Limits, RunnerError
 from cwsandbox.runners.local.link import connect
 from tests.runners.conftest import box_spec
-from tests.runners.support import FINISH_SECONDS, asked, exec_id, read_until, run, shell
+from tests.runners.support import FINISH_SECONDS, agent_turn, asked, exec_id, read_until, run, shell
 
 if TYPE_CHECKING:
+    from collections.abc import Awaitable, Callable
+
     from cwsandbox.runners.base import Box
+    from cwsandbox.runners.local.box import LocalBox
     from cwsandbox.runners.local.runner import LocalRunner
 
 REPOSITORY = Path(__file__).parents[2]
@@ -65,7 +68,7 @@ def descriptors() -> int:
     return len(os.listdir("/proc/self/fd"))
 
 
-ASKED = {
+ASKED: dict[str, Callable[[Box], Awaitable[object]]] = {
     **{f"command: {lie}": lambda box: box.exec(ExecSpec("e", ("true",))) for lie in LIES},
     **{f"files: {lie}": lambda box: box.file_info(asked("stat", "/")) for lie in LIES_ABOUT_FILES},
     **{f"connection: {lie}": lambda box: box.connect(80) for lie in LIES_ABOUT_CONNECTIONS},
@@ -82,6 +85,7 @@ async def test_an_agent_that_lies_fails_its_own_box_only(
     process = await anyio.open_process(
         [sys.executable, "-m", "tests.runners.liar", str(path), lie], cwd=REPOSITORY, stderr=None
     )
+    assert process.stdout is not None
     async with process:
         await read_until(process.stdout, b"listening")
         before = descriptors()
@@ -97,7 +101,7 @@ async def test_an_agent_that_lies_fails_its_own_box_only(
     assert (await run(box, "echo", "unharmed")).text == "unharmed\n"
 
 
-async def test_a_thousand_commands_leak_no_descriptors(box: Box) -> None:
+async def test_a_thousand_commands_leak_no_descriptors(box: LocalBox) -> None:
     if os.geteuid() != 0:
         pytest.skip("only root may look at the agent's descriptors")
     await run(box, "true", stdin=b"")
@@ -109,7 +113,7 @@ async def test_a_thousand_commands_leak_no_descriptors(box: Box) -> None:
                 tasks.start_soon(_run_and_forget, box)
     with anyio.fail_after(FINISH_SECONDS):
         while len(os.listdir(agent)) > agent_before:
-            await anyio.sleep(0.01)  # What was forgotten is closed when the agent has read its end.
+            await agent_turn(box)  # What was forgotten is closed when the agent has read its end.
     assert descriptors() == before
 
 
@@ -155,11 +159,17 @@ async def test_a_fork_bomb_is_killed_or_the_sandbox_ends(runner: LocalRunner) ->
         pytest.skip("a fork bomb is only run where the kernel counts")
     box = await runner.create(box_spec(limits=Limits(processes=500)))
     try:
-        bomb = await box.exec(
-            ExecSpec("bomb", ("python3", "-c", "import os\nwhile 1:\n try: os.fork()\n except OSError: pass"))
+        bomb_script = (
+            "import os\nfull = 0\nwhile 1:\n try: os.fork()\n except OSError: full = full or os.write(1, b'full')"
         )
-        await anyio.sleep(0.3)
+        bomb = await box.exec(
+            ExecSpec(
+                "bomb",
+                ("python3", "-c", bomb_script),
+            )
+        )
         with anyio.fail_after(FINISH_SECONDS):
+            await read_until(bomb.stdout, b"full")
             await bomb.kill()
         bomb.forget()
     finally:

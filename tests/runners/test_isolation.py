@@ -12,7 +12,6 @@ import pytest
 from cwsandbox.runners.base import IsolationLevel, Limits
 from tests.runners.conftest import box_spec
 from tests.runners.support import (
-    host_processes,
     python,
     read_file,
     read_until,
@@ -20,9 +19,9 @@ from tests.runners.support import (
     shell,
     started,
     token,
-    until_processes,
     write_file,
 )
+from tests.support.processes import processes_with
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -88,8 +87,9 @@ async def test_another_sandbox_is_not_seen(box: Box, runner: LocalRunner) -> Non
     try:
         await write_file(other, "/tmp/of-the-other", b"x", size=1)
         word = token()
-        async with started(other, "sh", "-c", f"sleep 600; echo {word}"):
-            await until_processes(word, 1)
+        async with started(other, "sh", "-c", f"echo ready; sleep 600; echo {word}") as command:
+            await read_until(command.stdout, b"ready")
+            assert processes_with(word)
             assert (await shell(box, f"cat /proc/*/cmdline | grep -c {word[:8]}[{word[8]}]{word[9:]}")).text == "0\n"
         assert (await run(box, "ls", "/tmp/of-the-other")).status.code == 2
     finally:
@@ -263,4 +263,4 @@ async def test_a_storm_that_leaves_its_session_all_the_time_is_killed(box: Box) 
     async with started(box, "python3", "-I", "-c", script, word) as command:
         await read_until(command.stdout, b"ready")
         await command.kill()
-        assert host_processes(word) == []
+        assert processes_with(word) == []

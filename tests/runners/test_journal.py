@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import fcntl
 import os
+from typing import TYPE_CHECKING
 
 import anyio
 import pytest
@@ -12,11 +13,14 @@ from cwsandbox.runners.local import journal
 from cwsandbox.runners.local.journal import Journal
 from cwsandbox.runners.local.streams import InputStream, OutputStream
 
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
 MIB = 1024 * 1024
 
 
 @pytest.fixture
-def fd():
+def fd() -> Iterator[int]:
     fd = journal.make()
     yield fd
     os.close(fd)

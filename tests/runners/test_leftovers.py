@@ -25,15 +25,17 @@ from tests.runners.conftest import box_spec
 from tests.runners.support import (
     FINISH_SECONDS,
     exec_id,
-    host_processes,
+    input_of,
     read_all,
     read_until,
     run,
     shell,
     started,
     token,
-    until_processes,
+    until_ended,
+    until_gone,
 )
+from tests.support.processes import descendants, processes_with
 
 if TYPE_CHECKING:
     from cwsandbox.runners.local.runner import LocalRunner
@@ -68,7 +70,7 @@ async def test_after_stop(runner: LocalRunner, state_dir: Path, runtime_dir: Pat
     )
     assert leftovers(state_dir, runtime_dir)
     await box.stop(0)
-    assert host_processes(word) == []
+    assert processes_with(word) == []
     assert leftovers(state_dir, runtime_dir) == []
     assert cgroups() <= before
 
@@ -108,25 +110,23 @@ async def test_after_a_cancelled_create(runner: LocalRunner, state_dir: Path, ru
         box = await runner.create(box_spec(argv=("sh", "-c", f"sleep 600; echo {word}")))
     if not scope.cancelled_caught:
         await box.stop(0)
-    assert host_processes(word) == []
+    assert processes_with(word) == []
     assert leftovers(state_dir, runtime_dir) == []
 
 
 async def test_after_the_agent_died(runner: LocalRunner, state_dir: Path, runtime_dir: Path) -> None:
     word = token()
     box = await runner.create(box_spec())
-    async with started(box, "sh", "-c", f"sleep 600; echo {word}") as command:
-        os.kill(_agent_of(await until_processes(word, 1)), signal.SIGKILL)
+    async with started(box, "sh", "-c", f"echo ready; sleep 600; echo {word}") as command:
+        await read_until(command.stdout, b"ready")
+        assert processes_with(word)
+        os.kill(box._agent_pid, signal.SIGKILL)
         with anyio.fail_after(FINISH_SECONDS):
             with pytest.raises(RunnerError, match="unexpectedly"):
                 await command.wait()
             await box.wait_gone()
-    assert host_processes(word) == []
+    assert processes_with(word) == []
     assert leftovers(state_dir, runtime_dir) == []
-
-
-def _agent_of(pids: list[int]) -> int:
-    return int(Path(f"/proc/{pids[0]}/stat").read_text().rpartition(")")[2].split()[1])
 
 
 async def test_a_new_zygote_replaces_one_that_died(runner: LocalRunner, state_dir: Path, runtime_dir: Path) -> None:
@@ -134,8 +134,7 @@ async def test_a_new_zygote_replaces_one_that_died(runner: LocalRunner, state_di
     os.kill(runner._zygote_pid, signal.SIGKILL)
     assert (await run(survivor, "echo", "alive")).text == "alive\n"
     with anyio.fail_after(FINISH_SECONDS):
-        while not runner._zygote.closed:
-            await anyio.sleep(0.01)
+        await survivor.swept.wait()  # There is nobody left to ask for that.
     other = await runner.create(box_spec())
     await other.stop(0)
     await survivor.stop(0)
@@ -160,7 +159,7 @@ async def test_a_later_run_takes_the_boxes_back(make_runner: MakeRunner, state_d
         assert set(found) == {"survivor", "exited"}
         assert found["survivor"].stdout.position == 2
         assert found["survivor"].stdout.recall() == b"e\n"
-        await found["survivor"].stdin.send(b"x\n")
+        await input_of(found["survivor"]).send(b"x\n")
         assert await read_all(found["survivor"].stdout) == b"two x\n"
         assert await found["survivor"].wait() == ExitStatus(code=5)
         assert await read_all(found["exited"].stdout) == b"rest\n"
@@ -176,12 +175,13 @@ async def test_boxes_that_nobody_takes_back_end_after_the_grace(
     word = token()
     async with make_runner(orphan_grace_seconds=0.2) as first:
         box = await first.create(box_spec())
-        await box.exec(ExecSpec(exec_id(), ("sh", "-c", f"sleep 600; echo {word}")))
-        await until_processes(word, 1)
-    await until_processes(word, 0)
-    with anyio.fail_after(FINISH_SECONDS):
-        while leftovers(state_dir, runtime_dir):
-            await anyio.sleep(0.01)
+        command = await box.exec(ExecSpec(exec_id(), ("sh", "-c", f"echo ready; sleep 600; echo {word}")))
+        await read_until(command.stdout, b"ready")
+        zygote = first._zygote_pid
+    assert processes_with(word)
+    await until_gone(word)
+    await until_ended(zygote)
+    assert leftovers(state_dir, runtime_dir) == []
 
 
 @pytest.mark.parametrize("when", ["busy", "ready"])
@@ -189,17 +189,19 @@ async def test_after_the_gateway_was_killed(state_dir: Path, runtime_dir: Path, 
     word = token()
     program = [sys.executable, "-m", "tests.runners.victim", str(state_dir), str(runtime_dir), word]
     process = await anyio.open_process(program, cwd=REPOSITORY, stderr=None)
+    assert process.stdout is not None
     async with process:
         if when == "ready":
             await read_until(process.stdout, b"ready\n")
-            assert host_processes(word)
+            assert processes_with(word)
         else:
             await process.stdout.receive()
+        family = descendants(process.pid)
         process.send_signal(signal.SIGKILL)
-    await until_processes(word, 0)
-    with anyio.fail_after(FINISH_SECONDS):
-        while leftovers(state_dir, runtime_dir):
-            await anyio.sleep(0.01)
+    for pid in family:
+        await until_ended(pid)  # The zygote among them stays for the boxes.
+    assert processes_with(word) == []
+    assert leftovers(state_dir, runtime_dir) == []
 
 
 async def test_a_later_run_removes_what_a_crash_of_everything_left(
@@ -211,13 +213,11 @@ async def test_a_later_run_removes_what_a_crash_of_everything_left(
         zygote, agent = first._zygote_pid, box._agent_pid
     os.kill(zygote, signal.SIGKILL)
     os.kill(agent, signal.SIGKILL)
-    with anyio.fail_after(FINISH_SECONDS):
-        while Path(f"/proc/{agent}").exists() and "State:\tZ" not in Path(f"/proc/{agent}/status").read_text():
-            await anyio.sleep(0.01)
+    await until_ended(agent)
     assert leftovers(state_dir, runtime_dir)
     async with make_runner() as second:
         assert await second.recover() == []
-        await until_processes(word, 0)
+        await until_gone(word)
         assert leftovers(state_dir, runtime_dir) == []
 
 

@@ -23,4 +23,5 @@ async def main(state_dir: str, runtime_dir: str, word: str) -> None:
         await anyio.sleep_forever()
 
 
-anyio.run(main, *sys.argv[1:])
+state, runtime, marker = sys.argv[1:]
+anyio.run(main, state, runtime, marker)

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import os
 import socket
 import time
 from pathlib import Path
 
 import httpx
 
-from tests.support.processes import descendants, start_time, wait_ended
+from tests.support.processes import descendants, processes_with, start_time, wait_ended
 
 END_SECONDS = 20.0
 KEPT_SUFFIXES = (".log", ".lock", ".sqlite", ".db", "-wal", "-shm", ".json")
@@ -17,14 +16,7 @@ KEPT_SUFFIXES = (".log", ".lock", ".sqlite", ".db", "-wal", "-shm", ".json")
 
 def gateway_processes(folder: Path) -> list[int]:
     """The processes that carry `folder` in their argv: the gateway and what it execs."""
-    found = []
-    for entry in Path("/proc").iterdir():
-        try:
-            if entry.name.isdigit() and os.fsencode(folder) in (entry / "cmdline").read_bytes():
-                found.append(int(entry.name))
-        except OSError:
-            continue
-    return [pid for pid in found if pid != os.getpid()]
+    return processes_with(str(folder))
 
 
 def shut_down_and_look(folder: Path) -> list[str]:

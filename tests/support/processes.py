@@ -61,7 +61,10 @@ def processes_with(text: str) -> list[int]:
         if not entry.name.isdigit() or int(entry.name) == os.getpid():
             continue
         try:
-            argv = (entry / "cmdline").read_bytes()
+            # A process whose first thread has ended shows its argv in the others only.
+            argv = (entry / "cmdline").read_bytes() or b"".join(
+                (thread / "cmdline").read_bytes() for thread in (entry / "task").iterdir()
+            )
         except OSError:
             continue
         if text.encode() in argv:
