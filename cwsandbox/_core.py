@@ -126,10 +126,13 @@ class SandboxCore:
         """True once it belongs to a scope, or to something that has one."""
         return self._scope is not None or self._scope_of is not portal_scope
 
-    def belong_to(self, scope_of: Callable[[], Scope]) -> None:
-        """Run in this scope, unless it is bound already."""
-        if not self.bound:
+    def belong_to(self, scope_of: Callable[[], Scope]) -> bool:
+        """Run in this scope, unless it is bound already; returns whether it will."""
+        with self._lock:
+            if self.bound:
+                return False
             self._scope_of = scope_of
+            return True
 
     def belongs_to(self, scope_of: Callable[[], Scope]) -> bool:
         """Whether it was made to run in this scope."""

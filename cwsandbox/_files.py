@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 import anyio
+import anyio.to_thread
 
 from cwsandbox._client.stream import Exited
 from cwsandbox._stream_operation import StreamOperation
@@ -15,6 +16,9 @@ if TYPE_CHECKING:
     from cwsandbox._core import SandboxCore
 
 __all__ = ["FileOperation", "ReadFile", "WriteFile"]
+
+_THREAD_BYTES = 1024 * 1024
+"""The parts of a larger file are put together in a thread: it would hold up the event loop."""
 
 
 class FileOperation(StreamOperation):
@@ -62,7 +66,10 @@ class ReadFile(FileOperation):
         except anyio.get_cancelled_exc_class():
             await self._give_up(stream)
             raise
-        return self._parts[0] if len(self._parts) == 1 else b"".join(self._parts)
+        parts, self._parts = self._parts, []
+        if sum(map(len, parts)) > _THREAD_BYTES:
+            return await anyio.to_thread.run_sync(b"".join, parts)
+        return b"".join(parts)
 
     def data(self, code: int, data: bytes) -> None:
         """A part of the file. The result is held in memory as a whole, so there is nothing to wait for."""

@@ -16,12 +16,15 @@ from datetime import UTC, datetime
 from time import monotonic
 from typing import TYPE_CHECKING
 
+import attrs
+
 from cwsandbox.exceptions import SandboxNotRunningError
 from cwsandbox.status import SandboxStatus
 
 if TYPE_CHECKING:
     from cwsandbox._metrics import Metrics
     from cwsandbox.wire.resources import Sandbox as Record
+    from cwsandbox.wire.streams import SandboxInfo
 
 __all__ = ["Lifecycle", "Phase", "status_of"]
 
@@ -161,13 +164,12 @@ class Lifecycle:
         with self._lock:
             self.status_updated_at = datetime.now(UTC)
 
-    def running(self) -> None:
+    def running(self, told: SandboxInfo) -> None:
         """A command was seen to start, so the sandbox runs."""
         with self._lock:
-            if self.phase is Phase.STARTING:
-                self.phase, self.status = Phase.RUNNING, SandboxStatus.RUNNING
-                self.status_updated_at = datetime.now(UTC)
-                self._measure_start()
+            if self.phase is Phase.STARTING and self.record is not None and self.record.status is not None:
+                status = attrs.evolve(self.record.status, start_time=told.start_time, isolation=told.isolation)
+                self._take(attrs.evolve(self.record, status=status), SandboxStatus.RUNNING, Phase.RUNNING)
 
     def stopping(self) -> None:
         """Our stop was accepted."""

@@ -9,6 +9,7 @@ import anyio
 
 from cwsandbox._client.errors import status_error
 from cwsandbox._client.stream import Exited, Lost, Refused, Signaled
+from cwsandbox._lifecycle import Phase
 from cwsandbox.exceptions import SandboxFailedError, SandboxNotRunningError, SandboxTerminatedError
 from cwsandbox.status import SandboxStatus
 
@@ -52,9 +53,13 @@ class StreamOperation:
         self._wake()
 
     def confirmed(self, info: dict[str, Any]) -> None:
-        """The gateway runs it: the sandbox is RUNNING."""
+        """The gateway has begun. All but the log of an ended sandbox begin only where the sandbox runs."""
+        from cwsandbox.wire.streams import SandboxInfo
+
         self._confirmed = True
-        self._sandbox.life.running()
+        told, life = info.pop("sandbox", None), self._sandbox.life
+        if told is not None and life.phase is Phase.STARTING:
+            life.running(SandboxInfo.from_params(told))
 
     def ended(self, outcome: Outcome) -> None:
         """The stream is over."""

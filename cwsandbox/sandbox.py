@@ -737,8 +737,11 @@ class Sandbox:
 
     async def __aenter__(self) -> Self:
         if not self._core.bound:
-            scope = self._own_scope = await Scope("sandbox").enter()
-            self._core.belong_to(lambda: scope)
+            scope = await Scope("sandbox").enter()
+            if self._core.belong_to(lambda: scope):
+                self._own_scope = scope
+            else:
+                await scope.aclose()  # Somebody else has entered it meanwhile.
         hold(self._core)
         try:
             await self.start()

@@ -357,7 +357,13 @@ class Session:
     async def __aenter__(self) -> Self:
         self._refuse_if_closed()
         if self._scope is None:
-            self._own_scope = self._scope = await Scope("session").enter()
+            scope = await Scope("session").enter()
+            with self._lock:
+                first = self._scope is None
+                if first:
+                    self._own_scope = self._scope = scope
+            if not first:
+                await scope.aclose()  # Somebody else has entered it meanwhile.
         return self
 
     async def __aexit__(

@@ -138,7 +138,8 @@ def unreachable(where: object, cause: BaseException) -> SandboxUnavailableError:
         where: The address.
         cause: The transport's error; becomes `__cause__`.
     """
-    hint = "; is a gateway running there (`cwsandbox serve`)?" if getattr(cause, "absent", False) else ""
+    remote = isinstance(cause, TransportError) and not cause.sent and str(where).startswith("http")
+    hint = "; is the address right, and does a gateway run there?" if remote else ""
     error = SandboxUnavailableError(f"cannot reach {where}: {cause}{hint}")
     error.__cause__ = cause
     return error

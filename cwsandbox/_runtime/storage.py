@@ -86,9 +86,9 @@ class Storage:
         """
         if self._descriptor < 0:
             # Without a name, or with one for a moment, and 0600 in any case.
-            file = tempfile.TemporaryFile(buffering=0)  # noqa: SIM115 - lives as long as the storage.
-            weakref.finalize(self, file.close).atexit = False  # The portal may still write at exit.
-            self._descriptor = file.fileno()
+            with tempfile.TemporaryFile(buffering=0) as file:
+                self._descriptor = os.dup(file.fileno())
+            weakref.finalize(self, os.close, self._descriptor).atexit = False  # The portal may still write at exit.
         data, position = memoryview(self._tail), self._written
         while data:
             count = os.pwrite(self._descriptor, data, position)

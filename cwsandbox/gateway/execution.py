@@ -195,13 +195,13 @@ class Execution(StreamTask):
             try:
                 if self._command is None:
                     self._limit = sandbox.limit(request.timeout_seconds)
-                    box = await self.service.box(sandbox, request.wait_seconds)
+                    box = await self._box(sandbox, request.wait_seconds)
                     self._command = await box.exec(self._spec())
                     self._announce(self._command)
                 self._begin(self._command)
                 await self._finish(sandbox, self._command)
             except CommandNotStartedError as problem:
-                self.stream.confirm({})
+                self._confirm({})
                 if request.terminal is None:
                     self._send(f"{problem}\n".encode(errors="replace"), 1)
                 else:
@@ -237,7 +237,7 @@ class Execution(StreamTask):
     def _announce(self, command: Command) -> None:
         """The command was started: tell the client."""
         request = self._request
-        self.stream.confirm({"pid": command.pid})
+        self._confirm({"pid": command.pid})
         if request.stdin or request.detach or request.terminal is not None:
             self.wake()  # Somebody waits for the start; otherwise the confirmation goes with the first output.
 

@@ -51,12 +51,12 @@ class FileOperation(Transfer):
     async def _transfer(self, box: Box) -> None:
         if self._action.action.quick:
             info = await box.file_info(self._action)
-            self.stream.confirm(info.to_params())
+            self._confirm(info.to_params())
             self.stream.send_eof()
             return
         job = await box.file_job(self._action)
         try:
-            self.stream.confirm({})
+            self._confirm({})
             self.wake()
             if job.input is not None:
                 await self._take(job.input)

@@ -45,7 +45,7 @@ class LogStream(StreamTask):
             raise not_running(sandbox.record)
         with sandbox.in_use():
             if not over:
-                await self.service.box(sandbox, request.wait_seconds)
+                await self._box(sandbox, request.wait_seconds)
             if request.timeout_seconds is not None:
                 self._scope.deadline = anyio.current_time() + request.timeout_seconds
             await self._carry(sandbox.log)
@@ -59,7 +59,7 @@ class LogStream(StreamTask):
         snapshot = await log.read(self._request.position or 0)
         entries = self._selected(snapshot)
         begin = entries[0].position if entries else snapshot.position
-        self.stream.confirm(LogsInfo(position=begin).to_params())
+        self._confirm(LogsInfo(position=begin).to_params())
         self.wake()
         await self._print(entries)
         while self._request.follow:

@@ -10,16 +10,21 @@ from __future__ import annotations
 
 import abc
 import logging
-from typing import TYPE_CHECKING, Final, Protocol
+from typing import TYPE_CHECKING, Any, Final, Protocol
 
 import anyio
 
 from cwsandbox.gateway.errors import StatusError
 from cwsandbox.gateway.pulse import Pulse
 from cwsandbox.wire.errors import Code, Status
+from cwsandbox.wire.streams import SandboxInfo
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from cwsandbox.gateway.sandbox import LiveSandbox
     from cwsandbox.gateway.service import Service
+    from cwsandbox.runners.base import Box
     from cwsandbox.wire.channel import Stream
 
 _log = logging.getLogger(__name__)
@@ -61,6 +66,7 @@ class StreamTask(abc.ABC):
         self._credit = Pulse()
         # The client is gone or wants no more: nothing is sent any longer.
         self._unwatched = False
+        self._runs_in: LiveSandbox | None = None
 
     @property
     def runs_on(self) -> bool:
@@ -153,6 +159,20 @@ class StreamTask(abc.ABC):
         """Tell the connection, if there is one, that the stream has something to send."""
         if self.owner is not None:
             self.owner.wake()
+
+    async def _box(self, sandbox: LiveSandbox, wait_seconds: float | None) -> Box:
+        """The box of a sandbox that runs, or will within the time; raises as `Service.box`."""
+        box = await self.service.box(sandbox, wait_seconds)
+        self._runs_in = sandbox
+        return box
+
+    def _confirm(self, info: Mapping[str, Any]) -> None:
+        """Say that what was asked for has started, and what is known of the sandbox since it runs."""
+        if self._runs_in is not None:
+            record = self._runs_in.record
+            running = SandboxInfo(start_time=record.start_time, isolation=record.isolation)
+            info = {**info, "sandbox": running.to_params()}
+        self.stream.confirm(info)
 
     async def _room(self, code: int = 0) -> int:
         """Wait until the client can take something, and return how much, a frame at most."""

@@ -43,7 +43,7 @@ class Transfer(StreamTask):
         request = self._request
         sandbox = self.service.get(self.principal, request.sandbox_id)
         with sandbox.in_use():
-            box = await self.service.box(sandbox, request.wait_seconds)
+            box = await self._box(sandbox, request.wait_seconds)
             seconds = sandbox.limit(request.timeout_seconds)
             with _file_errors(sandbox, request.path), anyio.move_on_after(seconds) as limit:
                 await self._transfer(box)
@@ -62,7 +62,7 @@ class ReadTransfer(Transfer):
     async def _transfer(self, box: Box) -> None:
         source = await box.open_file(self._request.path)
         try:
-            self.stream.confirm({"size": source.size})
+            self._confirm({"size": source.size})
             while True:
                 self._send(await source.receive(await self._room()))
         except anyio.EndOfStream:
@@ -95,7 +95,7 @@ class WriteTransfer(Transfer):
     async def _transfer(self, box: Box) -> None:
         target = await box.create_file(self._request.path, size=self._size)
         try:
-            self.stream.confirm({})
+            self._confirm({})
             if not self._eof:
                 self.wake()  # A client that came back sends nothing before it hears this.
             written = 0

@@ -33,6 +33,7 @@ __all__ = [
     "LogsOpen",
     "ReadInfo",
     "ReadOpen",
+    "SandboxInfo",
     "TerminalSize",
     "WriteOpen",
 ]
@@ -258,6 +259,19 @@ class ExecInfo(_Params):
     """
 
     pid: int = 0
+
+
+@frozen(kw_only=True)
+class SandboxInfo(_Params):
+    """What the confirmation of any stream says, as its "sandbox", of a sandbox that runs: what only then is known.
+
+    Attributes:
+        start_time: When it began to run.
+        isolation: "namespaces" or "process".
+    """
+
+    start_time: datetime | None = None
+    isolation: str = ""
 
 
 @frozen(kw_only=True)

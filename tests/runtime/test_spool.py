@@ -7,6 +7,8 @@ import errno
 import gc
 import itertools
 import os
+import subprocess
+import sys
 import threading
 from typing import TYPE_CHECKING, Any
 
@@ -564,3 +566,12 @@ def test_closing_a_reader_calls_back_once_and_discards() -> None:
     assert list(reader) == []
     spool.close(Failure("after close"))
     assert list(reader) == []
+
+
+def test_a_large_output_that_is_kept_to_the_end_of_the_program_is_no_warning() -> None:
+    code = (
+        "from cwsandbox._runtime.storage import Storage\n"
+        "kept = Storage(1); kept.append(b'x' * 2**21); kept.write_tail(); kept.drop_tail()"
+    )
+    done = subprocess.run([sys.executable, "-W", "error", "-c", code], capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stderr) == (0, "")

@@ -6,7 +6,7 @@ import datetime as dt
 import subprocess
 import sys
 import threading
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import anyio
 import anyio.to_thread
@@ -25,6 +25,8 @@ from cwsandbox import (
 )
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from tests.support.gateway import ServedGateway
 
 TERMINAL = {SandboxStatus.COMPLETED, SandboxStatus.FAILED, SandboxStatus.TERMINATED}
@@ -342,6 +344,53 @@ def test_s129_exec_waits_for_running(gateway: ServedGateway) -> None:
     gateway.making.open()
     assert process.result().stdout == "late\n"
     sandbox.stop().result()
+
+
+ANY_OPERATION: dict[str, Callable[[Sandbox], Any]] = {
+    "exec": lambda sandbox: sandbox.exec(["no such program"]).result(),
+    "shell": lambda sandbox: sandbox.shell(["true"]).result(),
+    "write": lambda sandbox: sandbox.write_file("/tmp/x", b"").result(),
+    "read": lambda sandbox: sandbox.read_file("/etc/hosts").result(),
+    "stat": lambda sandbox: sandbox.files.stat("/").result(),
+    "list": lambda sandbox: list(sandbox.files.iterdir("/")),
+    "logs": lambda sandbox: list(sandbox.stream_logs()),
+}
+
+
+@pytest.mark.parametrize("operation", ANY_OPERATION)
+def test_what_is_known_once_it_runs_is_known_after_any_operation(home_folder: object, operation: str) -> None:
+    before = dt.datetime.now(dt.UTC)
+    with Sandbox.run() as sandbox:
+        ANY_OPERATION[operation](sandbox)
+        assert sandbox.status is SandboxStatus.RUNNING
+        assert sandbox.started_at is not None
+        assert before <= sandbox.started_at <= dt.datetime.now(dt.UTC)
+        assert sandbox.isolation is not None
+        known = sandbox.started_at, sandbox.isolation
+        sandbox.get_status()
+        assert (sandbox.started_at, sandbox.isolation) == known
+
+
+def test_reading_the_log_of_an_ended_sandbox_does_not_make_it_running(home_folder: object) -> None:
+    with Sandbox.run("sh", "-c", "echo done") as sandbox:
+        assert sandbox.sandbox_id is not None
+        Sandbox.from_id(sandbox.sandbox_id).result().wait_until_complete().result()
+        assert list(sandbox.stream_logs()) == ["done\n"]
+        assert sandbox.status is not SandboxStatus.RUNNING
+
+
+async def test_entering_in_two_tasks_at_once_opens_one_scope(home_folder: object) -> None:
+    async def use(context: Sandbox | Session, sandbox: Sandbox) -> None:
+        async with context:
+            await sandbox.exec(["true"])
+
+    session = Session()
+    lone, member = Sandbox(), session.sandbox()
+    async with anyio.create_task_group() as tasks:
+        for _ in range(2):
+            tasks.start_soon(use, lone, lone)
+            tasks.start_soon(use, session, member)
+    assert [task.name for task in anyio.get_running_tasks() if "cwsandbox" in (task.name or "")] == []
 
 
 @pytest.mark.row("S129")
