@@ -16,6 +16,7 @@ import anyio.to_thread
 
 from cwsandbox._client.auth import check_auth
 from cwsandbox._exec import ExecStats
+from cwsandbox._facts import Facts
 from cwsandbox._lifecycle import Lifecycle, Phase
 from cwsandbox._limits import tell_of_weak_limits
 from cwsandbox._operate import operate
@@ -96,6 +97,7 @@ class SandboxCore:
         self.auth: Auth | None = check_auth(defaults.auth if auth is None else auth)
         self.timeout: float = defaults.request_timeout_seconds if timeout is None else timeout
         self.life: Lifecycle = Lifecycle()
+        self.facts: Facts = Facts(self.life, request)
         self.stats: ExecStats = ExecStats()
         self.started_here: bool = False
         self.starting: anyio.Lock | None = None
@@ -188,17 +190,6 @@ class SandboxCore:
         """The id, from the accepted start on."""
         return self.life.sandbox_id
 
-    def reported(self, name: str) -> Any:
-        """A field of the last status that the gateway told; None where there is none, or an empty one."""
-        record = self.life.record
-        return (getattr(record.status, name) or None) if record is not None and record.status is not None else None
-
-    def asked(self, name: str) -> Any:
-        """A field of the specification: as the gateway has it, else as it is to be sent; None if neither is known."""
-        record = self.life.record
-        spec = record.spec if record is not None else self._request and self._request.to_resource().spec
-        return getattr(spec, name) if spec is not None else None
-
     def __repr__(self) -> str:
         return f"<Sandbox id={self.sandbox_id} status={self.life.status or 'not_started'}>"
 
@@ -218,7 +209,7 @@ class SandboxCore:
         """Why nothing can be done with it any more."""
         if self.life.phase is Phase.CANCELLED:
             return "the sandbox was stopped before it was started; make a new one"
-        why = self.reported("state_reason")
+        why = self.facts.text("state_reason")
         return f"sandbox {self.sandbox_id} is {self.life.status}" + (f": {why}" if why else "")
 
     # Its life.

@@ -1,4 +1,4 @@
-"""How the public objects run their operations: in a scope, shared by several callers, or while leaving a context."""
+"""How the public objects run their operations: in a scope, and shared by several callers."""
 
 from __future__ import annotations
 
@@ -8,14 +8,14 @@ import anyio
 
 from cwsandbox._runtime.operation import OperationRef
 from cwsandbox._runtime.scope import ScopeClosedError
-from cwsandbox.exceptions import SandboxError, SandboxNotRunningError, SandboxTimeoutError
+from cwsandbox.exceptions import SandboxError, SandboxNotRunningError
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
 
     from cwsandbox._runtime.scope import Scope
 
-__all__ = ["SharedOperation", "await_shielded", "operate"]
+__all__ = ["SharedOperation", "operate"]
 
 T = TypeVar("T")
 
@@ -36,18 +36,6 @@ def operate(
         error.__cause__ = closed
         ref._settle_error(error)
         return ref
-
-
-async def await_shielded(ref: OperationRef[Any], seconds: float, what: str) -> None:
-    """Wait for an operation while a context is left, cancelled or not, but not for ever.
-
-    Raises:
-        SandboxTimeoutError: Not finished after `seconds`.
-    """
-    with anyio.move_on_after(seconds, shield=True):
-        await ref
-        return
-    raise SandboxTimeoutError(f"{what} has not finished after {seconds:g} s")
 
 
 class SharedOperation:

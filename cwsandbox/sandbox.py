@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import logging
 import threading
 from functools import partial
-from typing import TYPE_CHECKING, Any, NoReturn, Self, cast
+from typing import TYPE_CHECKING, Any, NoReturn, Self
 
+from cwsandbox._context import OwnScope, await_shielded, leave_failed
 from cwsandbox._core import SandboxCore
 from cwsandbox._exec import ExecOperation
 from cwsandbox._exit import hold, release
@@ -14,10 +14,9 @@ from cwsandbox._files import ReadFile, WriteFile
 from cwsandbox._lifecycle import Phase
 from cwsandbox._listing import ListQuery, with_terminated
 from cwsandbox._logs import LogsOperation
-from cwsandbox._operate import SharedOperation, await_shielded
+from cwsandbox._operate import SharedOperation
 from cwsandbox._request import SandboxRequest
 from cwsandbox._runtime.operation import OperationRef
-from cwsandbox._runtime.scope import Scope
 from cwsandbox._shell import ShellOperation
 from cwsandbox._stopping import stop_sandbox
 from cwsandbox._validate import (
@@ -55,8 +54,6 @@ if TYPE_CHECKING:
     from cwsandbox.wire.resources import Sandbox as Record
 
 __all__ = ["Sandbox"]
-
-logger: logging.Logger = logging.getLogger("cwsandbox")
 
 _GRACE_SECONDS = 10.0
 _LEAVE_SLACK_SECONDS = 10.0
@@ -154,7 +151,7 @@ class Sandbox:
         self._core = core
         self._life = core.life
         self._lock = threading.Lock()
-        self._own_scope: Scope | None = None
+        self._own_scope = OwnScope("sandbox")
         self._session: Session | None = None
         self._stopping: SharedOperation | None = None
         self._at_exit: Cleanup | None = None
@@ -310,66 +307,62 @@ class Sandbox:
     @property
     def tags(self) -> tuple[str, ...]:
         """Its labels, those of the defaults first."""
-        return tuple(self._core.asked("tags") or ())
+        return self._core.facts.tags
 
     @property
     def annotations(self) -> dict[str, str]:
         """Its metadata, which the gateway keeps as long as its record."""
-        return dict(self._core.asked("annotations") or {})
+        return self._core.facts.annotations
 
     @property
     def started_at(self) -> datetime | None:
         """When it began to run (aware, UTC); None before, and where the gateway did not say."""
-        if self._life.phase is Phase.STARTING:
-            return None
-        return cast("datetime | None", self._core.reported("start_time"))
+        return self._core.facts.started_at
 
     @property
     def runner_id(self) -> str | None:
         """The runner it runs or ran on."""
-        return cast("str | None", self._core.reported("runner_id"))
+        return self._core.facts.text("runner_id")
 
     @property
     def profile_id(self) -> str | None:
         """The profile it runs with."""
-        return cast("str | None", self._core.reported("profile_id"))
+        return self._core.facts.text("profile_id")
 
     @property
     def runner_group_id(self) -> str | None:
         """The group of its runner."""
-        return cast("str | None", self._core.reported("runner_group_id"))
+        return self._core.facts.text("runner_group_id")
 
     @property
     def service_address(self) -> str | None:
         """Where its first exposed port is reached, "host:port"; None without any, and once it ended."""
-        return cast("str | None", self._core.reported("service_address"))
+        return self._core.facts.text("service_address")
 
     @property
     def exposed_ports(self) -> tuple[tuple[int, str], ...] | None:
         """Its exposed ports as (container port, name)."""
-        ports = self._core.reported("exposed_ports")
-        return tuple((port.container_port, port.name or "") for port in ports) if ports else None
+        return self._core.facts.exposed_ports
 
     @property
     def service_urls(self) -> tuple[tuple[int, str, str], ...] | None:
         """Where each exposed port is to be reached: (port, name, "host:port"). None without any, and once it ended."""
-        ports = self._core.reported("exposed_ports")
-        return tuple((port.container_port, port.name, port.address) for port in ports) if ports else None
+        return self._core.facts.service_urls
 
     @property
     def applied_ingress_mode(self) -> str | None:
         """Who can reach the exposed ports: "internal" (the gateway's machine) or "public"; None without ports."""
-        return cast("str | None", self._core.reported("applied_ingress_mode"))
+        return self._core.facts.text("applied_ingress_mode")
 
     @property
     def applied_egress_mode(self) -> str | None:
         """What it can reach: "isolated" (itself), "internet", or "host" (all that its container can)."""
-        return cast("str | None", self._core.reported("applied_egress_mode"))
+        return self._core.facts.text("applied_egress_mode")
 
     @property
     def isolation(self) -> str | None:
         """How strongly it is separated from its host: "namespaces" or "process"; None before it runs."""
-        return cast("str | None", self._core.reported("isolation"))
+        return self._core.facts.text("isolation")
 
     @property
     def limit_holds(self) -> dict[str, str] | None:
@@ -378,40 +371,27 @@ class Sandbox:
         "sandbox": the sandbox as a whole cannot exceed it. "process": each of its processes cannot. "none": nothing
         holds it on this machine. None before the start.
         """
-        holds = self._core.reported("limit_holds")
-        return {name: hold.value for name, hold in holds.items()} if holds else None
+        return self._core.facts.limit_holds
 
     @property
     def resource_limits(self) -> dict[str, str] | None:
         """Limits in force: keys cpu, memory."""
-        return self._amounts("limits")
+        return self._core.facts.limits
 
     @property
     def resource_requests(self) -> dict[str, str] | None:
         """Guarantees in force: keys cpu, memory."""
-        return self._amounts("requests")
+        return self._core.facts.requests
 
     @property
     def resource_gpu(self) -> dict[str, Any] | None:
         """The GPU in force: keys count, type, memory_gb."""
-        requirements = self._core.reported("effective_resource_requirements")
-        gpu = requirements.requests.gpu if requirements and requirements.requests else None
-        if gpu is None:
-            return None
-        fields = {"count": gpu.count, "type": gpu.type, "memory_gb": gpu.memory_gb}
-        return {key: value for key, value in fields.items() if value}
+        return self._core.facts.gpu
 
     @property
     def exec_stats(self) -> dict[str, int]:
         """How many commands were run through this object, and how they ended."""
         return self._core.stats.snapshot()
-
-    def _amounts(self, side: str) -> dict[str, str] | None:
-        requirements = self._core.reported("effective_resource_requirements")
-        amounts = getattr(requirements, side) if requirements else None
-        if amounts is None:
-            return None
-        return {key: getattr(amounts, key) for key in ("cpu", "memory") if getattr(amounts, key)} or None
 
     # Starting, waiting, stopping.
 
@@ -731,22 +711,18 @@ class Sandbox:
                 self.stop().result()
         except Exception as error:
             self._release()
-            self._leave_failed(error, body=exc)
+            leave_failed(error, f"stopping {self!r}", body=exc)
         else:
             self._release()
 
     async def __aenter__(self) -> Self:
         if not self._core.bound:
-            scope = await Scope("sandbox").enter()
-            if self._core.belong_to(lambda: scope):
-                self._own_scope = scope
-            else:
-                await scope.aclose()  # Somebody else has entered it meanwhile.
+            await self._own_scope.open(lambda scope: self._core.belong_to(lambda: scope))
         hold(self._core)
         try:
             await self.start()
         except BaseException:
-            await self._leave_own_scope()
+            await self._own_scope.close()
             self._release()
             raise
         return self
@@ -758,9 +734,9 @@ class Sandbox:
             if self.sandbox_id is not None:
                 await await_shielded(self.stop(), _GRACE_SECONDS + _LEAVE_SLACK_SECONDS, f"stopping {self!r}")
         except Exception as error:
-            self._leave_failed(error, body=exc)
+            leave_failed(error, f"stopping {self!r}", body=exc)
         finally:
-            await self._leave_own_scope()
+            await self._own_scope.close()
             self._release()
 
     def _release(self) -> None:
@@ -774,17 +750,6 @@ class Sandbox:
         """The program ends inside the context. A stop that was accepted before needs nobody to wait for it."""
         if self._life.phase is not Phase.STOPPING:
             await self._stop()
-
-    def _leave_failed(self, error: Exception, *, body: BaseException | None) -> None:
-        """The body's own exception wins; a failed stop alone is raised."""
-        if body is None:
-            raise error
-        logger.warning("stopping %r failed: %s", self, error)
-
-    async def _leave_own_scope(self) -> None:
-        scope, self._own_scope = self._own_scope, None
-        if scope is not None:
-            await scope.aclose()
 
     def __repr__(self) -> str:
         return repr(self._core)

@@ -12,13 +12,13 @@ from typing import TYPE_CHECKING, Any, NoReturn, ParamSpec, Self, TypeVar
 import anyio
 import anyio.to_thread
 
+from cwsandbox._context import OwnScope, await_shielded, leave_failed
 from cwsandbox._core import SandboxCore
 from cwsandbox._exit import expect, expect_no_more, hold, release, remove_handlers
 from cwsandbox._listing import ListQuery, with_terminated
 from cwsandbox._metrics import Metrics
-from cwsandbox._operate import SharedOperation, await_shielded, operate
+from cwsandbox._operate import SharedOperation, operate
 from cwsandbox._runtime.portal import portal_scope
-from cwsandbox._runtime.scope import Scope
 from cwsandbox._validate import check_id, check_strings, profiles_of
 from cwsandbox.defaults import SandboxDefaults
 from cwsandbox.exceptions import SandboxError
@@ -31,7 +31,7 @@ if TYPE_CHECKING:
     from types import TracebackType
 
     from cwsandbox._runtime.operation import OperationRef
-    from cwsandbox._runtime.scope import Cleanup
+    from cwsandbox._runtime.scope import Cleanup, Scope
     from cwsandbox.function import RemoteFunction
     from cwsandbox.options import NetworkOptions, ResourceOptions, Secret
     from cwsandbox.status import SandboxStatus
@@ -79,7 +79,7 @@ class Session:
         self._sandboxes: dict[int, Sandbox] = {}  # by object identity, strongly: what nobody else holds is stopped too
         self._closed = False
         self._scope: Scope | None = None
-        self._own_scope: Scope | None = None
+        self._own_scope = OwnScope("session")
         self._closing: SharedOperation | None = None
         self._at_exit: Cleanup | None = None
 
@@ -350,20 +350,14 @@ class Session:
         try:
             self.close().result()
         except Exception as error:
-            _leave_failed(error, body=exc)
+            leave_failed(error, "closing the session", body=exc)
         finally:
             remove_handlers()
 
     async def __aenter__(self) -> Self:
         self._refuse_if_closed()
         if self._scope is None:
-            scope = await Scope("session").enter()
-            with self._lock:
-                first = self._scope is None
-                if first:
-                    self._own_scope = self._scope = scope
-            if not first:
-                await scope.aclose()  # Somebody else has entered it meanwhile.
+            await self._own_scope.open(self._take_scope)
         return self
 
     async def __aexit__(
@@ -372,11 +366,9 @@ class Session:
         try:
             await await_shielded(self.close(), _CLOSE_SECONDS, f"closing {self!r}")
         except Exception as error:
-            _leave_failed(error, body=exc)
+            leave_failed(error, "closing the session", body=exc)
         finally:
-            scope, self._own_scope = self._own_scope, None
-            if scope is not None:
-                await scope.aclose()
+            await self._own_scope.close()
             remove_handlers()
 
     def __repr__(self) -> str:
@@ -394,6 +386,13 @@ class Session:
             # The portal's scope is left when the program ends: what the session still holds then goes with it.
             self._at_exit = self._scope.add_cleanup(self._close_at_exit)
         return self._scope
+
+    def _take_scope(self, scope: Scope) -> bool:
+        with self._lock:
+            if self._scope is not None:
+                return False
+            self._scope = scope
+            return True
 
     async def _close_at_exit(self) -> None:
         with self._lock:
@@ -477,7 +476,8 @@ async def _stop_all(sandboxes: builtins.list[Sandbox]) -> SandboxError | None:
 
     async def stop(sandbox: Sandbox) -> None:
         try:
-            await sandbox._stop()  # not as an operation of its own: at exit the scope takes no more of them
+            # Not as an operation of its own: at exit the scope takes no more of them. What was deleted is gone, too.
+            await sandbox._stop(missing_ok=True)
         except Exception as error:
             errors.append(error)
 
@@ -501,10 +501,3 @@ def _wants_reports(report_to: Sequence[str] | None) -> bool:
     if unknown := [name for name in names if name != "wandb"]:
         logger.warning('report_to: %s ignored; the only reporter is "wandb"', ", ".join(map(repr, unknown)))
     return "wandb" in names
-
-
-def _leave_failed(error: Exception, *, body: BaseException | None) -> None:
-    """The body's own exception wins; a failed close alone is raised."""
-    if body is None:
-        raise error
-    logger.warning("closing the session failed: %s", error)

@@ -402,6 +402,16 @@ async def test_a_left_session_still_finds(home_folder: object, tag: str) -> None
         await session.list(adopt=True)
 
 
+def test_a_sandbox_that_was_deleted_is_no_failure_of_closing(home_folder: object) -> None:
+    with Session() as session:
+        deleted, other = session.sandbox(), session.sandbox()
+        other.wait()
+        deleted.wait()
+        assert deleted.sandbox_id is not None
+        Sandbox.delete(deleted.sandbox_id).result()
+    assert (deleted.status, other.status) == (SandboxStatus.TERMINATED, SandboxStatus.TERMINATED)
+
+
 def test_a_sandbox_has_one_session(home_folder: object) -> None:
     with Session() as outer, Session() as inner:
         sandbox = outer.sandbox()
