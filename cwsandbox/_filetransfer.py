@@ -37,6 +37,9 @@ What it raises ends the transfer."""
 
 logger = logging.getLogger("cwsandbox")
 
+_TIDY_SECONDS = 30.0
+"""How long a transfer that failed waits until what it began on the disk is removed; the thread then goes on alone."""
+
 
 @frozen
 class SkippedFile:
@@ -71,6 +74,11 @@ def _report(tally: Tally, what: str) -> TransferReport:
     return TransferReport(tally.files, tally.bytes, skipped, tally.skipped_count)
 
 
+async def _tidy_up(close: Callable[[], object]) -> None:
+    with anyio.move_on_after(_TIDY_SECONDS, shield=True):
+        await anyio.to_thread.run_sync(close, abandon_on_cancel=True)
+
+
 class Upload(FilesStream):
     """A local file or folder on its way into the sandbox."""
 
@@ -103,8 +111,7 @@ class Upload(FilesStream):
                 await self._give_up(stream)
                 raise
         finally:
-            with anyio.CancelScope(shield=True):
-                await anyio.to_thread.run_sync(pieces.close)
+            await _tidy_up(pieces.close)
         return _report(self._tally, f"upload of {self._local}")
 
     async def _send_all(self, stream: ClientStream, piece: bytes | None, pieces: Iterator[bytes]) -> None:
@@ -157,8 +164,7 @@ class Download(FilesStream):
             with self._its_fault():
                 await anyio.to_thread.run_sync(unpacker.finish)
         finally:
-            with anyio.CancelScope(shield=True):
-                await anyio.to_thread.run_sync(unpacker.close)
+            await _tidy_up(unpacker.close)
         return _report(unpacker.tally, f"download of {self.filepath}")
 
     async def _receive_all(self, stream: ClientStream, unpacker: Unpacker) -> None:
