@@ -28,14 +28,14 @@ def check_command(command: Sequence[str]) -> list[str]:
 
     Raises:
         TypeError: A bare str (it would be split into characters), or an item that is neither str nor path-like.
-        ValueError: Empty, or with a NUL byte.
+        ValueError: Empty, with a NUL byte, or with half a character.
     """
     if isinstance(command, str | bytes):
         raise TypeError(
             f"command must be a list of arguments, not {type(command).__name__}; "
             f'write ["/bin/sh", "-c", {command!r}] to run a shell line'
         )
-    argv = [_text(item, f"command[{index}]") for index, item in enumerate(command)]
+    argv = [_sendable(_text(item, f"command[{index}]"), f"command[{index}]") for index, item in enumerate(command)]
     if not argv:
         raise ValueError("command must not be empty")
     if not argv[0]:
@@ -48,11 +48,11 @@ def check_cwd(cwd: str | os.PathLike[str] | None) -> str | None:
 
     Raises:
         TypeError: Neither str nor path-like.
-        ValueError: Empty, relative, or with a NUL byte.
+        ValueError: Empty, relative, with a NUL byte, or with half a character.
     """
     if cwd is None:
         return None
-    text = _text(cwd, "cwd")
+    text = _sendable(_text(cwd, "cwd"), "cwd")
     if not text.startswith("/"):
         raise ValueError(f"cwd must be an absolute path in the sandbox, not {text!r}")
     return text
@@ -76,9 +76,9 @@ def check_id(sandbox_id: str) -> str:
 
     Raises:
         TypeError: Not a str.
-        ValueError: Empty, or with a NUL byte.
+        ValueError: Empty, with a NUL byte, or with half a character.
     """
-    text = _text(sandbox_id, "sandbox_id", paths=False)
+    text = _sendable(_text(sandbox_id, "sandbox_id", paths=False), "sandbox_id")
     if not text:
         raise ValueError("sandbox_id must not be empty; sandbox.sandbox_id is None until the sandbox was started")
     return text
@@ -89,7 +89,7 @@ def check_environment(environment: Mapping[str, str] | None, name: str) -> dict[
 
     Raises:
         TypeError: Not a mapping of str to str.
-        ValueError: An empty name, one with "=", or a NUL byte. The message never shows a value.
+        ValueError: An empty name, one with "=", a NUL byte, or half a character. The message never shows a value.
     """
     if environment is None:
         return {}
@@ -103,6 +103,8 @@ def check_environment(environment: Mapping[str, str] | None, name: str) -> dict[
             raise TypeError(f"{name}[{key!r}] must be a str, not {type(value).__name__}")
         if "\0" in value:
             raise ValueError(f"{name}[{key!r}] has a NUL byte")
+        _sendable(key, f"a name in {name}")
+        _sendable(value, f"{name}[{key!r}]")
     return dict(environment)
 
 
@@ -212,4 +214,13 @@ def _text(value: Any, name: str, *, paths: bool = True) -> str:
         raise TypeError(f"{name} must be a str, not {type(value).__name__}")
     if "\0" in text:
         raise ValueError(f"{name} has a NUL byte: {text!r}")
+    return text
+
+
+def _sendable(text: str, name: str) -> str:
+    """Text that has a UTF-8 form: names of files that are no text, as `os.listdir` gives them, have none."""
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        raise ValueError(f"{name} has half a character (a surrogate), which cannot be sent; is it no text?") from None
     return text

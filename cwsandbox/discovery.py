@@ -455,6 +455,7 @@ def _check_amounts(**values: int | None) -> None:
 
 
 def _check_name(value: Any, label: str) -> None:
-    _check_texts(**{label: value})
+    if not isinstance(value, str):
+        raise TypeError(f"{label} must be a str, not {type(value).__name__}")
     if not value.strip():
         raise ValueError(f"{label} must not be blank")

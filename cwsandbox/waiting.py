@@ -62,9 +62,13 @@ def wait(
 
     Raises:
         ValueError: `num_returns` is less than 1, or `timeout` negative or NaN.
-        TypeError: An item can not be waited for.
+        TypeError: An item can not be waited for, `waitables` is no list, or `num_returns` no whole number.
         RuntimeError: Called on the event loop that has to do the work; use `await` there.
     """
+    if isinstance(waitables, OperationRef | Sandbox):
+        raise TypeError(f"wait() takes a list: write wait([...]) for one {type(waitables).__name__}")
+    if num_returns is not None and (isinstance(num_returns, bool) or not isinstance(num_returns, int)):
+        raise TypeError(f"num_returns must be an int, not {type(num_returns).__name__}")
     if num_returns is not None and num_returns < 1:
         raise ValueError(f"num_returns must be at least 1, not {num_returns}")
     check_seconds(timeout, "timeout")

@@ -7,10 +7,19 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from cwsandbox import Sandbox, SandboxError, SandboxExecutionError, SandboxFileError
+import cwsandbox
+from cwsandbox import (
+    OperationRef,
+    Sandbox,
+    SandboxDefaults,
+    SandboxError,
+    SandboxExecutionError,
+    SandboxFileError,
+    Session,
+)
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Callable, Iterator
 
 
 @pytest.fixture
@@ -36,6 +45,7 @@ def usable(sb: Sandbox) -> Iterator[Sandbox]:
         (["echo", "nul\0inside"], ValueError),
         (["ec\0ho"], ValueError),
         ([""], ValueError),
+        (["echo", "half\udc80"], ValueError),
     ],
 )
 def test_a_wrong_command(usable: Sandbox, command: Any, error: type[Exception]) -> None:
@@ -51,6 +61,7 @@ def test_a_wrong_command(usable: Sandbox, command: Any, error: type[Exception]) 
         ("relative", ValueError),
         (".", ValueError),
         ("/a\0b", ValueError),
+        ("/a\udc80", ValueError),
         (5, TypeError),
         (b"/", TypeError),
     ],
@@ -67,6 +78,7 @@ def test_a_wrong_cwd(usable: Sandbox, cwd: Any, error: type[Exception]) -> None:
         ({"A\0B": "x"}, ValueError),
         ({"A=B": "x"}, ValueError),
         ({"": "x"}, ValueError),
+        ({"A": "half\udc80"}, ValueError),
         ({"A": 5}, TypeError),
         ({5: "x"}, TypeError),
         ({"A": b"x"}, TypeError),
@@ -262,3 +274,41 @@ def test_the_hosted_service_is_refused_with_both_ways_out(monkeypatch: pytest.Mo
 def test_wrong_options_of_a_sandbox(keywords: dict[str, Any]) -> None:
     with pytest.raises((ValueError, TypeError)):
         Sandbox(**keywords).start().result()
+
+
+@pytest.mark.parametrize("call", [Sandbox.from_id, Sandbox.delete, Session().from_id])
+@pytest.mark.parametrize(
+    ("value", "error"), [("", ValueError), ("a\udc80", ValueError), (None, TypeError), (5, TypeError)]
+)
+def test_a_wrong_id(call: Callable[[Any], object], value: Any, error: type[Exception]) -> None:
+    with pytest.raises(error, match="sandbox_id"):
+        call(value)
+
+
+NUMBER: Any = 3
+HALF: Any = 1.5
+NOTHING: Any = None
+TEXT: Any = "one"
+LIST: Any = ["running"]
+REF: Any = OperationRef.completed(1)
+
+
+@pytest.mark.parametrize(
+    ("call", "text"),
+    [
+        (lambda: cwsandbox.wait(REF), r"wait\(\[...\]\)"),
+        (lambda: cwsandbox.wait([], num_returns=HALF), "num_returns must be an int"),
+        (lambda: cwsandbox.results(NUMBER), "results.. takes refs"),
+        (lambda: cwsandbox.get_runner(NOTHING), "runner_id must be a str"),
+        (lambda: Sandbox.list(status=LIST).result(), "status must be one of unspecified, .*, not"),
+        (lambda: Sandbox.list(status="ended").result(), "status must be one of unspecified, .*, not 'ended'"),
+        (lambda: SandboxDefaults.from_dict({"tags": "one"}), "tags must be a list of strings"),
+        (lambda: Sandbox(defaults=SandboxDefaults(tags=TEXT)), "tags of the defaults must be a list"),
+        (lambda: Sandbox(container_image=NUMBER), "container_image must be a str"),
+        (lambda: Sandbox(annotations=NUMBER), "annotations must be a dict"),
+        (lambda: Sandbox(base_url=NUMBER).start().result(), "the base URL must be a str"),
+    ],
+)
+def test_what_is_wrong_is_named(call: Callable[[], object], text: str) -> None:
+    with pytest.raises((TypeError, ValueError), match=text):
+        call()
