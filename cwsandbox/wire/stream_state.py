@@ -138,7 +138,7 @@ class Stream:
         """
         return WINDOW_BYTES if self._deaf else self._sender(code).room
 
-    def send(self, data: bytes, code: int = 0) -> None:
+    def send(self, data: bytes | bytearray, code: int = 0) -> None:
         """Queue bytes, kept until the peer consumed them.
 
         Raises:

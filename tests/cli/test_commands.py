@@ -263,8 +263,8 @@ def test_failures_are_one_line_and_status_1(home_folder: object) -> None:
         done = cws(*command, "sb-none", *(["true"] if command == ["exec"] else []))
         assert (done.returncode, done.stdout) == (1, b"")
         assert re.fullmatch(rb"Error: [^\n]*sb-none[^\n]*\n", done.stderr), done.stderr
-    for command in ("stop", "rm"):
-        done = cws(command, "--missing-ok", "sb-none")
+    for name in ("stop", "rm"):
+        done = cws(name, "--missing-ok", "sb-none")
         assert (done.returncode, done.stdout, done.stderr) == (0, b"Sandbox sb-none is already missing.\n", b"")
 
 

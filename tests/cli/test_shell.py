@@ -53,7 +53,8 @@ def test_another_shell_with_arguments(kept: str) -> None:
 def test_the_terminal_is_restored_when_the_program_is_killed(kept: str, number: signal.Signals) -> None:
     with on_terminal("sh", "--cmd", "sh -c 'echo pid $$; exec sleep 1000'", kept) as terminal:
         pid = terminal.wait_for(rb"pid (\d+)\r\n")[1].decode()
-        assert not terminal.is_as_before
+        was_changed = not terminal.is_as_before
+        assert was_changed
         terminal.process.send_signal(number)
         assert terminal.wait() == 128 + number
         assert terminal.is_as_before

@@ -124,6 +124,7 @@ class Peer:
         handler: Answers requests.
         status: What the WebSocket handshake is answered with instead of an upgrade.
         silent: Nothing is sent any more, and nothing read.
+        rejected: How many upgrades were refused.
         goodbyes: How many clients said goodbye.
     """
 
@@ -138,7 +139,9 @@ class Peer:
         self.handler: Handler | None = None
         self.status: Status | None = None
         self.silent = False
+        self.rejected = 0
         self.goodbyes = 0
+        self._news = anyio.Event()
         self.connections: set[Wire] = set()
         self.hello: dict[str, Any] | None = None
 
@@ -146,6 +149,16 @@ class Peer:
         """Become another process."""
         self.instance = instance
         self.tasks.clear()
+
+    async def until(self, condition: Callable[[], bool]) -> None:
+        """Wait until the messages or refusals so far make a condition true."""
+        with anyio.fail_after(20):
+            while not condition():
+                await self._news.wait()
+
+    def _tell(self) -> None:
+        self._news.set()
+        self._news = anyio.Event()
 
     async def drop_all(self) -> None:
         """Cut all connections."""
@@ -228,17 +241,20 @@ class Peer:
                         case Request():
                             if self.status is not None:
                                 await self._reject(stream, connection, self.status)
+                                self.rejected += 1
+                                self._tell()
                                 return
                             await stream.send(connection.send(AcceptConnection()))
                             channel = wire.Channel(wire.Role.SERVER, hello=self.hello or {})
                             tasks.start_soon(write)
                             output.set()
                         case BytesMessage():
-                            parts.append(event.data)
+                            parts.append(bytes(event.data))
                             if event.message_finished and channel is not None:
                                 message = b"".join(parts)
                                 parts.clear()
                                 self.messages.append(message)
+                                self._tell()
                                 for what in channel.receive(message, anyio.current_time()):
                                     if isinstance(what, wire.Goodbye):
                                         self.goodbyes += 1
@@ -275,9 +291,8 @@ class Peer:
     def _dispatch(self, channel: wire.Channel, event: wire.Event) -> None:
         match event:
             case wire.Opened():
-                known = self.tasks.get(event.stream.exec_id)
-                if known is not None:
-                    channel.adopt(known.stream, event)
+                if (task := self.tasks.get(event.stream.exec_id)) is not None:
+                    channel.adopt(task.stream, event)
                 elif event.stream.attach is not None:
                     event.stream.fail(Status.make(Code.ABORTED, "not known here"))
                 else:
@@ -286,8 +301,7 @@ class Peer:
                     self.runs.append(event.stream.exec_id)
                     task.start()
             case wire.StreamEvent():
-                task = self.tasks.get(event.stream.exec_id)
-                if task is None:
+                if (task := self.tasks.get(event.stream.exec_id)) is None:
                     return
                 match event:
                     case wire.Data():

@@ -33,7 +33,7 @@ async def channel_to(path: str, timing: Timing = QUICK, auth: AuthHeaders = NO_A
 
 
 def frames(peer: Peer) -> list[list[FrameType]]:
-    return [[frame.type for frame in parse_message(message)] for message in peer.messages]
+    return [[FrameType(frame.type) for frame in parse_message(message)] for message in peer.messages]
 
 
 async def test_a_command_from_open_to_end() -> None:
@@ -118,9 +118,7 @@ async def test_one_command_after_another_costs_one_message_each() -> None:
 async def test_the_end_of_a_stream_is_acknowledged_even_if_nothing_follows() -> None:
     async with serving() as peer, channel_to(peer.path) as channel:
         await run(channel, "exit", "0").result()
-        with anyio.fail_after(5):
-            while FrameType.CLOSE not in frames(peer)[-1]:
-                await anyio.sleep(0.005)
+        await peer.until(lambda: FrameType.CLOSE in frames(peer)[-1])
 
 
 async def test_closing_a_stream_is_confirmed() -> None:
@@ -286,7 +284,7 @@ async def test_a_gateway_that_is_busy_for_a_moment_is_asked_again() -> None:
     async with serving() as peer, channel_to(peer.path, Timing(first_delay=0.01)) as channel:
         peer.status = Status.make(Code.UNAVAILABLE, "soon")
         sink = run(channel, "echo", "x")
-        await anyio.sleep(0.1)
+        await peer.until(lambda: peer.rejected == 3)
         assert sink.outcome is None
         peer.status = None
         assert await sink.result() == Exited(0)

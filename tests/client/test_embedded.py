@@ -274,7 +274,7 @@ async def test_a_starter_that_gave_up_waiting_does_not_keep_the_lock(home: Folde
 
 async def test_waiting_for_the_lock_blocks_no_loop(home: Folders, held_lock: int) -> None:
     async def let_go() -> None:
-        await anyio.sleep(0.1)
+        await anyio.wait_all_tasks_blocked()  # The starter waits.
         fcntl.flock(held_lock, fcntl.LOCK_UN)
 
     with anyio.fail_after(10):

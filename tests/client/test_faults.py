@@ -139,7 +139,7 @@ async def test_a_restarted_gateway_is_not_given_again_what_must_not_be_done_twic
         assert peer.runs == ["unanswered", "command", "confirmed"]
         proxy.refuse = True
         await proxy.cut()
-        await anyio.sleep(0.05)
+        await proxy.wait_accepted(2)  # The client has noticed, and been refused.
         fresh = run(channel, "echo", "x", exec_id="fresh")
         peer.forget("two")
         proxy.refuse = False

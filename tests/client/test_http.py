@@ -199,7 +199,7 @@ async def test_the_deadline_is_for_the_whole_call() -> None:
 
 async def test_a_wait_has_its_time_on_top() -> None:
     async def answer_late(*_: object) -> tuple[int, Any]:
-        await anyio.sleep(0.3)
+        await anyio.sleep(0.3)  # Longer than the call's own time.
         return 200, RECORD
 
     async with serving() as peer, client_of(peer) as client:

@@ -10,6 +10,7 @@ import anyio
 import pytest
 
 from cwsandbox.wire.channel import StreamKind
+from cwsandbox.wire.codec import PosixPath
 from cwsandbox.wire.errors import Code, Reason
 from cwsandbox.wire.folderstream import Kind, encode
 from cwsandbox.wire.packing import pack
@@ -28,11 +29,13 @@ if TYPE_CHECKING:
 def ask(
     client: ChannelClient, sandbox: LiveSandbox, action: str, path: object, exec_id: str = "", **fields: Any
 ) -> Result:
-    request = FilesOpen(sandbox_id=sandbox.record.sandbox_id, action=FileAction(action), path=str(path), **fields)
+    request = FilesOpen(
+        sandbox_id=sandbox.record.sandbox_id, action=FileAction(action), path=PosixPath(str(path)), **fields
+    )
     return client.open(StreamKind.FILES, request, exec_id)
 
 
-def rows(result: Result) -> list[list]:
+def rows(result: Result) -> list[list[Any]]:
     return [row for line in result.stdout.splitlines() for row in json.loads(line)]
 
 
@@ -140,7 +143,9 @@ async def test_a_client_that_comes_back_misses_no_event(world: World, folder: Pa
 async def test_a_slow_client_is_waited_for(world: World, folder: Path) -> None:
     sandbox, client = await world.sandbox(), await world.client()
     (folder / "large").write_bytes(bytes(5_000_000))
-    request = FilesOpen(sandbox_id=sandbox.record.sandbox_id, action=FileAction.PACK, path=str(folder / "large"))
+    request = FilesOpen(
+        sandbox_id=sandbox.record.sandbox_id, action=FileAction.PACK, path=PosixPath(str(folder / "large"))
+    )
     result = client.open(StreamKind.FILES, request, "slow", paced=False)
     await result.wait_output(1024 * 1024)
     assert len(result.stdout) == 1024 * 1024  # The window, and no more.
@@ -161,7 +166,7 @@ async def test_files_of_an_ended_sandbox_are_out_of_reach(world: World) -> None:
 
 async def test_somebody_elses_sandbox_does_not_exist(world: World) -> None:
     client = await world.client()
-    request = FilesOpen(sandbox_id="sb-none", action=FileAction.STAT, path="/")
+    request = FilesOpen(sandbox_id="sb-none", action=FileAction.STAT, path=PosixPath("/"))
     result = await client.open(StreamKind.FILES, request).wait()
     assert result.failure is not None
     assert result.failure.reason == Reason.SANDBOX_NOT_FOUND

@@ -13,6 +13,7 @@ import pytest
 from cwsandbox._logs import _Place
 from cwsandbox.gateway.mainlog import Entry, MainLog, tail
 from cwsandbox.wire.channel import StreamKind
+from cwsandbox.wire.codec import PosixPath
 from cwsandbox.wire.errors import Code, Reason
 from cwsandbox.wire.streams import LogsOpen, ReadOpen, WriteOpen
 from tests.gateway.conftest import spec_of
@@ -44,7 +45,7 @@ class TestFiles:
     @pytest.mark.parametrize("size", [0, 1, 300_000, 5_000_000])
     async def test_a_file_goes_in_and_comes_out(self, world: World, folder: Path, size: int) -> None:
         sandbox, client = await world.sandbox(), await world.client()
-        data, path = os.urandom(size), str(folder / "file")
+        data, path = os.urandom(size), PosixPath(str(folder / "file"))
         opened = client.open(
             StreamKind.WRITE, WriteOpen(sandbox_id=sandbox.record.sandbox_id, path=path, size=size), "w"
         )
@@ -57,7 +58,9 @@ class TestFiles:
         sandbox, client = await world.sandbox(), await world.client()
         path = folder / "file"
         path.write_bytes(b"old")
-        opened = client.open(StreamKind.WRITE, WriteOpen(sandbox_id=sandbox.record.sandbox_id, path=str(path)))
+        opened = client.open(
+            StreamKind.WRITE, WriteOpen(sandbox_id=sandbox.record.sandbox_id, path=PosixPath(str(path)))
+        )
         opened.stream.send(b"new")
         client.wake()
         await opened.confirmed_event.wait()
@@ -70,7 +73,7 @@ class TestFiles:
 
     async def test_a_write_of_another_size_than_announced_is_not_made(self, world: World, folder: Path) -> None:
         sandbox, client = await world.sandbox(), await world.client()
-        path = str(folder / "file")
+        path = PosixPath(str(folder / "file"))
         opened = client.open(StreamKind.WRITE, WriteOpen(sandbox_id=sandbox.record.sandbox_id, path=path, size=10))
         result = await write(client, opened, b"four")
         assert result.failure is not None
@@ -88,7 +91,7 @@ class TestFiles:
     async def test_errors_of_files_are_typed(self, world: World, path: str, code: Code, reason: Reason) -> None:
         sandbox, client = await world.sandbox(), await world.client()
         result = await client.open(
-            StreamKind.READ, ReadOpen(sandbox_id=sandbox.record.sandbox_id, path=path), "r"
+            StreamKind.READ, ReadOpen(sandbox_id=sandbox.record.sandbox_id, path=PosixPath(path)), "r"
         ).wait()
         assert result.failure is not None
         assert (result.failure.code, result.failure.reason) == (code, reason)
@@ -101,13 +104,15 @@ class TestFiles:
             raise PermissionError(13, "Permission denied")
 
         monkeypatch.setattr(world.runner.boxes[sandbox.record.sandbox_id], "open_file", refuse)
-        result = await client.open(StreamKind.READ, ReadOpen(sandbox_id=sandbox.record.sandbox_id, path="/x")).wait()
+        result = await client.open(
+            StreamKind.READ, ReadOpen(sandbox_id=sandbox.record.sandbox_id, path=PosixPath("/x"))
+        ).wait()
         assert result.failure is not None
         assert result.failure.reason == Reason.FILE_PERMISSION_DENIED
 
     async def test_a_transfer_has_its_own_limit(self, world: World, folder: Path) -> None:
         sandbox, client = await world.sandbox(), await world.client()
-        path = str(folder / "file")
+        path = PosixPath(str(folder / "file"))
         opened = client.open(
             StreamKind.WRITE, WriteOpen(sandbox_id=sandbox.record.sandbox_id, path=path, timeout_seconds=0.1)
         )
@@ -119,7 +124,9 @@ class TestFiles:
     async def test_files_of_an_ended_sandbox_cannot_be_read(self, world: World) -> None:
         sandbox, client = await world.sandbox(), await world.client()
         world.service.stop(sandbox.record.principal, sandbox.record.sandbox_id, 0)
-        result = await client.open(StreamKind.READ, ReadOpen(sandbox_id=sandbox.record.sandbox_id, path="/x")).wait()
+        result = await client.open(
+            StreamKind.READ, ReadOpen(sandbox_id=sandbox.record.sandbox_id, path=PosixPath("/x"))
+        ).wait()
         assert result.failure is not None
         assert result.failure.reason == Reason.SANDBOX_NOT_RUNNING
 

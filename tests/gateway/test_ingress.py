@@ -20,6 +20,7 @@ from cwsandbox.wire.resources import Container, NetworkOptions, SandboxSpec, Ser
 from tests.gateway.test_process import GatewayProcess, SyncChannel, wire
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
     from pathlib import Path
 
 SECONDS = 20
@@ -168,7 +169,7 @@ async def test_a_reader_that_never_reads_stops_the_sender_and_nothing_is_left() 
         users = 0
 
         @contextlib.contextmanager
-        def in_use():
+        def in_use() -> Iterator[None]:
             nonlocal users
             users += 1
             try:

@@ -18,6 +18,7 @@ from tests.gateway.conftest import ME, World, open_world, spec_of
 from tests.gateway.hostrunner import HostRunner
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
     from pathlib import Path
 
 
@@ -30,7 +31,8 @@ async def ended(world: World, sandbox_id: str) -> State:
 async def test_create_answers_before_the_box_is_there(world: World) -> None:
     world.runner.gate = anyio.Event()
     sandbox = await world.service.create(ME, spec_of())
-    assert sandbox.record.state in {State.PENDING, State.CREATING}
+    answered = sandbox.record.state
+    assert answered in {State.PENDING, State.CREATING}
     world.runner.gate.set()
     await world.service.wait_for(ME, sandbox.record.sandbox_id, "running", 10)
     assert sandbox.record.state is State.RUNNING
@@ -285,10 +287,11 @@ class TestLists:
 async def test_other_principals_see_nothing(world: World) -> None:
     sandbox = await world.sandbox()
     sandbox_id = sandbox.record.sandbox_id
-    for call in (
+    calls: tuple[Callable[[], object], ...] = (
         lambda: world.service.get("other", sandbox_id),
         lambda: world.service.stop("other", sandbox_id, 0),
-    ):
+    )
+    for call in calls:
         with pytest.raises(StatusError) as caught:
             call()
         assert caught.value.status.code is Code.NOT_FOUND

@@ -252,7 +252,7 @@ class TestEnds:
         size = WINDOW_BYTES + 1000  # Fits into the window and the pipe: the command ends in time.
         result = execute(client, sandbox, "head", "-c", str(size), "/dev/zero", timeout_seconds=0.5, paced=False)
         await result.wait_output(WINDOW_BYTES)
-        await anyio.sleep(0.6)
+        await anyio.sleep(0.6)  # Longer than the command may take.
         result.paced = True
         result.stream.consumed(len(result.output[0]))
         client.wake()

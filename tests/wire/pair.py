@@ -8,6 +8,7 @@ from __future__ import annotations
 import random
 from collections import deque
 from dataclasses import dataclass, field
+from typing import Any
 
 from cwsandbox.wire.channel import (
     Channel,
@@ -37,6 +38,13 @@ def pattern(position: int, count: int) -> bytes:
     """`count` bytes of the pattern, from `position`."""
     start = position % _PERIOD
     return _PATTERN[start : start + count]
+
+
+def message_of(channel: Channel) -> bytes:
+    """The next message of a channel that has one."""
+    message = channel.message_to_send()
+    assert message is not None
+    return message
 
 
 @dataclass
@@ -91,7 +99,7 @@ class End:
 class Pair:
     """Both channels, the transport, and the model."""
 
-    def __init__(self, **options: object) -> None:
+    def __init__(self, **options: Any) -> None:
         self._options = options
         self.client = Channel(Role.CLIENT, hello={"client_id": "c"}, **options)
         self.server = Channel(Role.SERVER, hello={"grace_seconds": 30}, **options)
@@ -235,5 +243,5 @@ class Pair:
                 chunks = (*flow._kept, *flow._unsent)
                 assert sum(map(len, chunks)) == flow.end - flow._base
                 assert len(chunks) <= 2 * (flow.end - flow._base) // 4096 + 4, "one object per byte"
-            for flow in end.stream._in:
-                assert flow.consumed <= flow.received <= flow.limit <= flow.consumed + WINDOW_BYTES
+            for incoming in end.stream._in:
+                assert incoming.consumed <= incoming.received <= incoming.limit <= incoming.consumed + WINDOW_BYTES

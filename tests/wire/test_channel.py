@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING, Any
+
 import pytest
 
 from cwsandbox.wire.channel import (
@@ -11,6 +13,7 @@ from cwsandbox.wire.channel import (
     Credit,
     Data,
     Eof,
+    Event,
     ExitSignalReceived,
     ExitStatusReceived,
     Failed,
@@ -27,25 +30,29 @@ from cwsandbox.wire.channel import (
 )
 from cwsandbox.wire.errors import Code, Status
 from cwsandbox.wire.frames import FRAME_BYTES, HEADER, WINDOW_BYTES, FrameType, dump_json, parse_message
+from tests.wire.pair import message_of
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
 
 
 class Line:
     """Two channels; `up` and `down` carry everything that is ready and return the events."""
 
-    def __init__(self, **server: object) -> None:
+    def __init__(self, **server: Any) -> None:
         self.client = Channel(Role.CLIENT, hello={"client_id": "me"})
         self.server = Channel(Role.SERVER, **server)
         self.up()
 
-    def up(self) -> list:
+    def up(self) -> list[Event]:
         return self._carry(self.client, self.server)
 
-    def down(self) -> list:
+    def down(self) -> list[Event]:
         return self._carry(self.server, self.client)
 
     @staticmethod
-    def _carry(source: Channel, target: Channel) -> list:
-        events = []
+    def _carry(source: Channel, target: Channel) -> list[Event]:
+        events: list[Event] = []
         while (message := source.message_to_send()) is not None:
             events += target.receive(message, 0.0)
         return events
@@ -60,7 +67,7 @@ class Line:
         return stream, peer
 
 
-def types(events: list) -> list[type]:
+def types(events: list[Event]) -> list[type]:
     return [type(event) for event in events]
 
 
@@ -80,19 +87,20 @@ def test_both_sides_introduce_themselves_first() -> None:
     server = Channel(Role.SERVER)
     client.open(StreamKind.EXEC, {}, "e")
     assert not server.has_output
-    events = server.receive(client.message_to_send(), 0.0)
+    events = server.receive(message_of(client), 0.0)
     assert events[0] == Hello({"client_id": "me"})
     server.hello({"grace_seconds": 30, "resumed": False})
-    assert client.receive(server.message_to_send(), 0.0) == [Hello({"grace_seconds": 30, "resumed": False})]
+    assert client.receive(message_of(server), 0.0) == [Hello({"grace_seconds": 30, "resumed": False})]
 
 
 def test_a_small_exec_is_one_message_each_way_and_a_close() -> None:
     line = Line()
     stream = line.client.open(StreamKind.EXEC, {"argv": ["echo"]}, "e1")
     stream.send_eof()
-    message = line.client.message_to_send()
+    message = message_of(line.client)
     assert frame_types(message) == [FrameType.OPEN, FrameType.EOF]
     opened, eof = line.server.receive(message, 0.0)
+    assert isinstance(opened, Opened)
     peer = opened.stream
     assert eof == Eof(peer, 0)
     assert (peer.kind, peer.exec_id, peer.params, peer.attach) == (StreamKind.EXEC, "e1", {"argv": ["echo"]}, None)
@@ -103,7 +111,7 @@ def test_a_small_exec_is_one_message_each_way_and_a_close() -> None:
     peer.send_eof(1)
     peer.exit_status(3)
     peer.close()
-    message = line.server.message_to_send()
+    message = message_of(line.server)
     assert frame_types(message)[0] is FrameType.OPEN_CONFIRMATION
     assert frame_types(message)[-2:] == [FrameType.EXIT_STATUS, FrameType.CLOSE]
     assert not line.server.has_output
@@ -123,7 +131,8 @@ def test_stdin_follows_its_open_without_waiting_for_the_confirmation() -> None:
     stream.send(b"in")
     stream.send_eof()
     opened, data, eof = line.up()
-    assert (type(opened), data, eof) == (Opened, Data(opened.stream, 0, b"in"), Eof(opened.stream, 0))
+    assert isinstance(opened, Opened)
+    assert (data, eof) == (Data(opened.stream, 0, b"in"), Eof(opened.stream, 0))
 
 
 def test_a_signal_and_a_new_size_arrive() -> None:
@@ -176,6 +185,7 @@ def test_an_endless_error_message_is_cut() -> None:
     _stream, peer = line.open()
     peer.fail(Status(Code.INTERNAL, "x" * 10_000_000 + "\ud800"))
     failed, _ = line.down()
+    assert isinstance(failed, Failed)
     assert len(failed.status.message) == 16 * 1024
 
 
@@ -199,7 +209,8 @@ def test_a_server_that_closes_is_answered_by_the_clients_channel() -> None:
     stream, peer = line.open()
     peer.exit_status(0)
     peer.close()
-    assert not peer.closed
+    closed_too_early = peer.closed
+    assert not closed_too_early
     line.down()
     assert stream.peer_closed
     assert stream.closing
@@ -231,7 +242,7 @@ def test_closes_that_cross_end_the_stream_on_both_sides() -> None:
     stream, peer = line.open()
     stream.close()
     peer.close()
-    up, down = line.client.message_to_send(), line.server.message_to_send()
+    up, down = message_of(line.client), message_of(line.server)
     assert line.client.receive(down, 0.0) == [Closed(stream)]
     assert line.server.receive(up, 0.0) == [Closed(peer)]
     assert stream.closed
@@ -255,6 +266,7 @@ def test_a_stream_closed_before_it_was_sent_is_opened_and_closed() -> None:
     stream = line.client.open(StreamKind.EXEC, {}, "e")
     stream.close()
     opened, closed = line.up()
+    assert isinstance(opened, Opened)
     assert closed == Closed(opened.stream)
     assert opened.stream.peer_closed
     opened.stream.close()
@@ -383,7 +395,7 @@ def test_a_flood_on_one_stream_holds_up_another_by_one_frame() -> None:
     _second, small = line.open("b")
     flood.send(bytes(WINDOW_BYTES), 0)
     small.send(b"quick", 0)
-    frames = parse_message(line.server.message_to_send())
+    frames = parse_message(message_of(line.server))
     assert [(f.stream, len(f.payload)) for f in frames[:3]] == [(1, FRAME_BYTES), (2, 5), (1, FRAME_BYTES)]
 
 
@@ -392,7 +404,7 @@ def test_a_flood_on_stdout_holds_up_stderr_by_one_frame() -> None:
     _stream, peer = line.open()
     for code in (0, 1):
         peer.send(bytes(WINDOW_BYTES), code)
-    codes = [f.code for f in parse_message(line.server.message_to_send())]
+    codes = [f.code for f in parse_message(message_of(line.server))]
     assert sorted(codes) == [0, 0, 1, 1]
     assert codes[0] != codes[1]
 
@@ -425,7 +437,7 @@ def test_many_small_sends_make_one_frame() -> None:
     _stream, peer = line.open()
     for _ in range(1000):
         peer.send(b"line\n")
-    (only,) = parse_message(line.server.message_to_send())
+    (only,) = parse_message(message_of(line.server))
     assert only.payload == b"line\n" * 1000
 
 
@@ -433,9 +445,9 @@ def test_a_command_line_of_two_megabytes_passes_and_waits_for_no_one() -> None:
     line = Line()
     small = line.client.open(StreamKind.EXEC, {"argv": ["a"]}, "a")
     large = line.client.open(StreamKind.EXEC, {"argv": ["x" * 2_000_000]}, "b")
-    first = line.client.message_to_send()
+    first = message_of(line.client)
     assert len(first) < 1000
-    opened = line.server.receive(first, 0.0) + line.up()
+    opened = [event for event in line.server.receive(first, 0.0) + line.up() if isinstance(event, Opened)]
     assert [event.stream.id for event in opened] == [small.id, large.id]
     assert opened[1].stream.params == {"argv": ["x" * 2_000_000]}
 
@@ -456,7 +468,9 @@ def test_streams_beyond_the_limit_are_refused_and_the_connection_lives() -> None
     streams = [line.client.open(StreamKind.EXEC, {}, f"e{n}") for n in range(3)]
     assert types(line.up()) == [Opened, Opened]
     failed, closed = line.down()
-    assert (failed.stream, closed.stream) == (streams[2], streams[2])
+    assert isinstance(failed, Failed)
+    assert failed.stream is streams[2]
+    assert closed == Closed(streams[2])
     assert failed.status.code is Code.RESOURCE_EXHAUSTED
     assert line.up() == []
     assert len(line.server.streams) == len(line.client.streams) == 2
@@ -475,9 +489,12 @@ def test_the_memory_of_open_requests_is_bounded_and_given_back() -> None:
     line = Line(max_open_bytes=10_000)
     stream = line.client.open(StreamKind.EXEC, {"argv": ["x" * 6000]}, "a")
     (opened,) = line.up()
+    assert isinstance(opened, Opened)
     line.client.open(StreamKind.EXEC, {"argv": ["x" * 6000]}, "b")
     assert line.up() == []
-    assert line.down()[0].status.code is Code.RESOURCE_EXHAUSTED
+    failed = line.down()[0]
+    assert isinstance(failed, Failed)
+    assert failed.status.code is Code.RESOURCE_EXHAUSTED
     opened.stream.fail(Status(Code.INTERNAL))
     line.down()
     line.up()
@@ -490,7 +507,7 @@ def test_a_kind_that_the_server_does_not_know_is_refused_as_such() -> None:
     line = Line()
     payload = dump_json({"kind": "teleport", "execId": "e", "params": {}})
     assert line.server.receive(frame(FrameType.OPEN, 1, payload=payload), 0.0) == []
-    status, close = parse_message(line.server.message_to_send())
+    status, close = parse_message(message_of(line.server))
     assert b'"code":12' in status.payload
     assert close.type == FrameType.CLOSE
 
@@ -498,7 +515,7 @@ def test_a_kind_that_the_server_does_not_know_is_refused_as_such() -> None:
 def test_any_number_of_pings_has_one_answer_waiting() -> None:
     line = Line()
     line.server.receive(b"".join(frame(FrameType.PING, offset=n) for n in range(1000)), 0.0)
-    (pong,) = parse_message(line.server.message_to_send())
+    (pong,) = parse_message(message_of(line.server))
     assert (pong.type, pong.offset) == (FrameType.PONG, 999)
 
 
@@ -598,8 +615,8 @@ def test_whatever_the_peer_says_shows_that_it_lives() -> None:
     line = Line()
     line.client.check(0.0)
     line.client.check(20.0)
-    line.server.receive(line.client.message_to_send(), 20.0)
-    line.client.receive(line.server.message_to_send(), 21.0)
+    line.server.receive(message_of(line.client), 20.0)
+    line.client.receive(message_of(line.server), 21.0)
     assert line.client.deadline() == 36.0
     assert line.server.deadline() == 35.0
 
@@ -613,7 +630,8 @@ def test_goodbye_is_the_last_frame_behind_everything_queued() -> None:
     stream.send(bytes(WINDOW_BYTES))
     line.client.goodbye()
     events = line.up()
-    assert sum(len(e.data) for e in events[:-1]) == WINDOW_BYTES
+    assert types(events[:-1]) == [Data] * (len(events) - 1)
+    assert sum(len(e.data) for e in events if isinstance(e, Data)) == WINDOW_BYTES
     assert events[-1] == Goodbye()
     assert not line.client.has_output
     assert line.server.receive(frame(FrameType.CLOSE, 1), 0.0) == []
@@ -629,7 +647,7 @@ def test_wrong_use_is_an_error_at_the_call() -> None:
     line = Line()
     stream, peer = line.open("a")
     _other, unconfirmed = line.open("b", confirm=False)
-    calls = [
+    calls: list[Callable[[], object]] = [
         lambda: stream.send(b"x", 1),
         lambda: peer.send(b"x", 2),
         lambda: peer.room(-1),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import inspect
 import random
+from typing import TYPE_CHECKING
 
 import pytest
 from hypothesis import HealthCheck, settings
@@ -13,8 +14,10 @@ from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, 
 from cwsandbox.wire.channel import ExitStatusReceived
 from cwsandbox.wire.errors import Code, Status
 from cwsandbox.wire.frames import WINDOW_BYTES
+from tests.wire.pair import Pair
 
-from .pair import Pair
+if TYPE_CHECKING:
+    from tests.wire.pair import End
 
 _indexes = st.integers(0, 7)
 _codes = st.integers(0, 1)
@@ -30,11 +33,11 @@ class ChannelMachine(RuleBasedStateMachine):
         super().__init__()
         self.pair = Pair()
 
-    def _client(self, index: int):
+    def _client(self, index: int) -> End:
         ends = list(self.pair.clients.values())
         return ends[index % len(ends)]
 
-    def _server(self, index: int):
+    def _server(self, index: int) -> End:
         ends = list(self.pair.servers.values())
         return ends[index % len(ends)]
 

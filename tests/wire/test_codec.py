@@ -130,8 +130,10 @@ def test_bytes_are_accepted_in_both_alphabets_with_and_without_padding(text: str
     ],
 )
 def test_times_are_rfc_3339(text: str, moment: datetime) -> None:
-    assert parse(moment=text).moment == moment
-    assert parse(moment=text).moment.utcoffset() == timedelta(0)
+    parsed = parse(moment=text).moment
+    assert parsed == moment
+    assert parsed is not None
+    assert parsed.utcoffset() == timedelta(0)
 
 
 def test_a_time_without_its_zone_is_not_written() -> None:

@@ -102,6 +102,7 @@ def make(path: Path, tree: object) -> None:
     elif isinstance(tree, tuple):
         path.symlink_to(tree[1])
     else:
+        assert isinstance(tree, bytes)
         path.write_bytes(tree)
         path.chmod(0o640)
 

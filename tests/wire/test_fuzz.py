@@ -7,8 +7,7 @@ from hypothesis import strategies as st
 
 from cwsandbox.wire.channel import Channel, Opened, ProtocolError, Role, StreamKind
 from cwsandbox.wire.frames import HEADER, WINDOW_BYTES, FrameType
-
-from .pair import Pair
+from tests.wire.pair import Pair
 
 _json = st.sampled_from(
     [

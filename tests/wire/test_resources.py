@@ -6,6 +6,7 @@ from datetime import UTC, datetime
 import pytest
 
 from cwsandbox.wire import codec
+from cwsandbox.wire.codec import Int64
 from cwsandbox.wire.errors import WireError
 from cwsandbox.wire.resources import (
     Container,
@@ -38,7 +39,8 @@ SANDBOX = Sandbox(
                 args=("1",),
                 environment_variables={"KEY": "secret-value"},
                 resource_requirements=ResourceRequirements(
-                    requests=Resources(cpu="1", memory="1Gi", gpu=Gpu(count=2, type="H100")), limits=Resources(cpu="2")
+                    requests=Resources(cpu="1", memory="1Gi", gpu=Gpu(count=Int64(2), type="H100")),
+                    limits=Resources(cpu="2"),
                 ),
                 files=(FileMount(path="/etc/key", content=b"secret-value"),),
                 secret_stores=(SecretStoreReference(store_name="s", secrets=(SecretMapping(path="p", env_var="E"),)),),
@@ -110,9 +112,15 @@ def test_environment_values_and_file_contents_are_not_part_of_a_repr() -> None:
     assert "secret-value" not in repr(SANDBOX)
 
 
+def status_of(status: dict[str, object]) -> SandboxStatus:
+    parsed = Sandbox.from_json({"status": status}).status
+    assert parsed is not None
+    return parsed
+
+
 def test_an_exit_code_that_was_not_seen_differs_from_zero() -> None:
-    assert Sandbox.from_json({"status": {}}).status.exit_code is None
-    assert Sandbox.from_json({"status": {"exitCode": 0}}).status.exit_code == 0
+    assert status_of({}).exit_code is None
+    assert status_of({"exitCode": 0}).exit_code == 0
     assert SandboxStatus().to_json() == {}
     assert SandboxStatus(exit_code=0).to_json() == {"exitCode": 0}
 
@@ -130,7 +138,7 @@ def test_states_have_the_published_numbers() -> None:
         "PAUSED",
     ]
     for number, name in enumerate(names):
-        assert Sandbox.from_json({"status": {"state": number}}).status.state is State[name]
+        assert status_of({"state": number}).state is State[name]
         assert State[name].value == f"STATE_{name}"
 
 

@@ -22,14 +22,13 @@ from cwsandbox.wire.channel import (
 )
 from cwsandbox.wire.errors import Code, Status
 from cwsandbox.wire.frames import HEADER, WINDOW_BYTES, FrameType, dump_json, load_json_object, parse_message
-
-from .pair import Pair
+from tests.wire.pair import Pair, message_of
 
 if TYPE_CHECKING:
     from .pair import End
 
 
-def started(pair: Pair):
+def started(pair: Pair) -> tuple[End, End]:
     """A stream that both sides know."""
     client = pair.open()
     pair.settle()
@@ -40,7 +39,7 @@ def started(pair: Pair):
     return client, server
 
 
-def finish(pair: Pair, client: End, server: End, *, unread: int = 0) -> None:
+def finish(pair: Pair, client: End, server: End) -> None:
     """Bring the stream to its end, and check that nothing was lost."""
     pair.settle()
     server.stream.exit_status(5)
@@ -325,9 +324,7 @@ def test_the_client_introduces_itself_as_before_and_as_resuming() -> None:
     client = Channel(Role.CLIENT, hello={"client_id": "me"})
     for _ in range(2):
         client = client.resume()
-        assert Channel(Role.SERVER).receive(client.message_to_send(), 0.0) == [
-            Hello({"client_id": "me", "resume": True})
-        ]
+        assert Channel(Role.SERVER).receive(message_of(client), 0.0) == [Hello({"client_id": "me", "resume": True})]
 
 
 def test_the_old_channel_is_dead() -> None:
@@ -349,7 +346,8 @@ def test_events_before_an_adoption_speak_of_the_adopted_stream() -> None:
     pair.server.abandon()
     again = pair.client.resume()
     channel = Channel(Role.SERVER)
-    _hello, opened, closed = channel.receive(again.message_to_send(), 0.0)
+    _hello, opened, closed = channel.receive(message_of(again), 0.0)
+    assert isinstance(opened, Opened)
     assert closed == Closed(opened.stream)
     assert opened.stream is not server.stream
     channel.adopt(server.stream, opened)
@@ -360,16 +358,10 @@ def test_events_before_an_adoption_speak_of_the_adopted_stream() -> None:
 def _attach(channel: Channel, exec_id: str, **attach: object) -> Opened:
     payload = dump_json({"kind": "exec", "execId": exec_id, "attach": attach})
     message = HEADER.pack(FrameType.OPEN, 0, 1, 0, len(payload)) + payload
-    channel.receive(_hello(), 0.0)
+    channel.receive(message_of(Channel(Role.CLIENT)), 0.0)
     (opened,) = channel.receive(message, 0.0)
     assert isinstance(opened, Opened)
     return opened
-
-
-def _hello() -> bytes:
-    message = Channel(Role.CLIENT).message_to_send()
-    assert message is not None
-    return message
 
 
 def test_an_attach_that_says_what_cannot_be_is_refused() -> None:
@@ -409,11 +401,12 @@ def test_a_resumed_stream_can_only_go_on_behind_its_confirmation() -> None:
     client = Channel(Role.CLIENT)
     server = Channel(Role.SERVER)
     stream = client.open(StreamKind.EXEC, {}, "e")
-    opened = server.receive(client.message_to_send(), 0.0)[-1]
+    opened = server.receive(message_of(client), 0.0)[-1]
+    assert isinstance(opened, Opened)
     opened.stream.confirm({})
-    assert client.receive(server.message_to_send(), 0.0) == [Confirmed(stream, {})]
+    assert client.receive(message_of(server), 0.0) == [Confirmed(stream, {})]
     opened.stream.send(b"x")
-    assert client.receive(server.message_to_send(), 0.0) == [Data(stream, 0, b"x")]
+    assert client.receive(message_of(server), 0.0) == [Data(stream, 0, b"x")]
     again = client.resume()
     again.message_to_send()
     with pytest.raises(ProtocolError, match="before it was confirmed"):

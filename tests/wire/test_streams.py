@@ -6,6 +6,7 @@ from datetime import UTC, datetime
 
 import pytest
 
+from cwsandbox.wire.codec import Int64, PosixPath
 from cwsandbox.wire.errors import WireError
 from cwsandbox.wire.streams import (
     ExecInfo,
@@ -33,15 +34,21 @@ OPENS = [
         terminal=TerminalSize(columns=1, rows=2),
         detach=True,
     ),
-    ReadOpen(sandbox_id="s", path="a b"),
-    WriteOpen(sandbox_id="s", path="/x", size=2**40, timeout_seconds=3.0, wait_seconds=4.0),
+    ReadOpen(sandbox_id="s", path=PosixPath("a b")),
+    WriteOpen(sandbox_id="s", path=PosixPath("/x"), size=2**40, timeout_seconds=3.0, wait_seconds=4.0),
     LogsOpen(sandbox_id="s", follow=True, tail_lines=0, since_time=datetime(2026, 1, 1, tzinfo=UTC), timestamps=True),
-    ReadOpen(sandbox_id="s", path=os.fsdecode(b"/not-utf-8-\xff")),
-    FilesOpen(sandbox_id="s", action=FileAction.MOVE, path="/a", target=os.fsdecode(b"/\xfe"), timeout_seconds=1.0),
-    FilesOpen(sandbox_id="s", action=FileAction.GLOB, path="/a", pattern="**", wait_seconds=1.0),
-    FilesOpen(sandbox_id="s", action=FileAction.MKDIR, path="/a", parents=True, exist_ok=True, follow=False),
-    FilesOpen(sandbox_id="s", action=FileAction.WATCH, path="/a", recursive=True),
-    FileInfo(mode=0o100644, size=2**60, mtime_ns=-1),
+    ReadOpen(sandbox_id="s", path=PosixPath(os.fsdecode(b"/not-utf-8-\xff"))),
+    FilesOpen(
+        sandbox_id="s",
+        action=FileAction.MOVE,
+        path=PosixPath("/a"),
+        target=PosixPath(os.fsdecode(b"/\xfe")),
+        timeout_seconds=1.0,
+    ),
+    FilesOpen(sandbox_id="s", action=FileAction.GLOB, path=PosixPath("/a"), pattern=PosixPath("**"), wait_seconds=1.0),
+    FilesOpen(sandbox_id="s", action=FileAction.MKDIR, path=PosixPath("/a"), parents=True, exist_ok=True, follow=False),
+    FilesOpen(sandbox_id="s", action=FileAction.WATCH, path=PosixPath("/a"), recursive=True),
+    FileInfo(mode=0o100644, size=Int64(2**60), mtime_ns=Int64(-1)),
     ExecInfo(pid=3),
     ReadInfo(size=4),
 ]
