@@ -23,9 +23,11 @@ from cwsandbox.runners.base import (
     BoxSpec,
     Capabilities,
     CommandNotStartedError,
+    Connection,
     ExecSpec,
     ExitStatus,
     IsolationLevel,
+    Listener,
     RunnerError,
     TerminalSize,
 )
@@ -98,7 +100,7 @@ class HostCommand:
 
     async def signal(self, signum: int) -> None:
         with contextlib.suppress(ProcessLookupError):
-            self.process.send_signal(signum)
+            self.process.send_signal(signal.Signals(signum))
 
     async def kill(self) -> None:
         with contextlib.suppress(ProcessLookupError):
@@ -181,6 +183,14 @@ class HostJob:
 
 
 class HostBox:
+    """A process group.
+
+    Attributes:
+        kept: It cannot be stopped: its gateway is about to end as if it were killed.
+        stops: With which grace it was stopped.
+        jobs: Its file operations.
+    """
+
     isolation = IsolationLevel.PROCESS
 
     def __init__(self, runner: HostRunner, spec: BoxSpec, main: HostCommand) -> None:
@@ -190,6 +200,7 @@ class HostBox:
         self._spec = spec
         self._commands: list[HostCommand] = []
         self._gone = anyio.Event()
+        self.kept = False
         self.stops: list[float] = []
         self.jobs: list[HostJob] = []
 
@@ -232,7 +243,15 @@ class HostBox:
             raise
         return job
 
+    async def connect(self, port: int) -> Connection:
+        raise ConnectionRefusedError(errno.ECONNREFUSED, "nothing of it is exposed")
+
+    async def listen(self, port: int) -> Listener:
+        raise OSError(errno.EADDRINUSE, "it has no loopback of its own")
+
     async def stop(self, grace_seconds: float) -> None:
+        if self.kept:
+            raise RuntimeError("the gateway that asks is dead")
         self.stops.append(grace_seconds)
         try:
             if grace_seconds > 0 and self.main.process.returncode is None:
@@ -284,7 +303,7 @@ class HostRunner:
         self.refusal: RunnerError | None = None
         self.created = 0
         self.executed: list[ExecSpec] = []
-        self.survivors: list[Box] = []
+        self.survivors: list[HostBox] = []
         self.limits = frozenset({"memory"})
         self.healthy = True
         self.specs: list[BoxSpec] = []

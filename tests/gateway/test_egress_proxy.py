@@ -18,11 +18,11 @@ from cwsandbox.gateway.egress.policy import Allowed, Policy
 from cwsandbox.gateway.egress.proxy import _serve
 from cwsandbox.gateway.egress.target import Target
 from cwsandbox.gateway.relay import take_connections
-from cwsandbox.runners.base import BoxGoneError
+from cwsandbox.runners.base import BoxGoneError, Connection
 from cwsandbox.runners.sockets import SocketStream
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Callable, Coroutine
+    from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine
 
     Script = Callable[[SocketStream], Coroutine[Any, Any, None]]
 
@@ -75,7 +75,8 @@ class World:
         self.heard.append(await until(stream, b"\r\n\r\n"))
         await stream.send(OK)
 
-    async def run(self, stream: SocketStream) -> None:
+    async def run(self, stream: Connection) -> None:
+        assert isinstance(stream, SocketStream)
         with contextlib.suppress(anyio.BrokenResourceError, anyio.EndOfStream):
             await self.script(stream)
         stream.close()
@@ -92,8 +93,8 @@ class World:
             client.close()
 
 
-def accepting(listener: socket.socket) -> Callable[[], Coroutine[Any, Any, SocketStream]]:
-    async def accept() -> SocketStream:
+def accepting(listener: socket.socket) -> Callable[[], Awaitable[Connection]]:
+    async def accept() -> Connection:
         await anyio.wait_readable(listener)
         return SocketStream(listener.accept()[0])
 
@@ -105,7 +106,7 @@ async def world(script: Script | None = None, dialer: Dialer | None = None) -> A
     made = World(script)
     dialer = dialer or Dialer(LOOPBACK, resolve)
 
-    async def serve(client: Any) -> None:
+    async def serve(client: Connection) -> None:
         await _serve(dialer, client)
 
     with socket.create_server(("127.0.0.1", 0)) as server, socket.create_server(("127.0.0.1", 0)) as proxy:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import os
 import socket
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 import anyio
 import pytest
@@ -15,13 +15,16 @@ from cwsandbox.gateway.ingress import open_doors, serve_doors
 from cwsandbox.gateway.network import Network
 from cwsandbox.runners.base import BoxNetwork, Capabilities, IsolationLevel, Port
 from cwsandbox.runners.sockets import SocketStream
+from cwsandbox.wire import channel as wire
 from cwsandbox.wire.errors import Code
 from cwsandbox.wire.resources import Container, NetworkOptions, SandboxSpec, Service, ServiceProtocol
-from tests.gateway.test_process import GatewayProcess, SyncChannel, wire
+from tests.gateway.gatewayprocess import GatewayProcess, SyncChannel
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
     from pathlib import Path
+
+    from cwsandbox.runners.base import Box
 
 SECONDS = 20
 LIMIT = 64 << 20
@@ -178,7 +181,7 @@ async def test_a_reader_that_never_reads_stops_the_sender_and_nothing_is_left() 
                 users -= 1
 
         async with anyio.create_task_group() as tasks:
-            tasks.start_soon(serve_doors, doors, Inside(listener), in_use)
+            tasks.start_soon(serve_doors, doors, cast("Box", Inside(listener)), in_use)
             client = await SocketStream.connect("127.0.0.1", doors[0].number)
             await anyio.wait_readable(listener)
             sender, sent = SocketStream(listener.accept()[0]), 0

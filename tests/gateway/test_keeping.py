@@ -107,14 +107,21 @@ class TestReaper:
             client.wake()
             await over(world, used)
 
-    async def test_ended_sandboxes_are_forgotten_in_time(self, folder: Path) -> None:
+    async def test_ended_sandboxes_are_forgotten_in_time(self, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         async with open_world(folder, limits=Limits(retention_seconds=0.1)) as world:
+            forget, forgotten = world.service.forget, anyio.Event()
+
+            def tell(sandbox: LiveSandbox) -> None:
+                forget(sandbox)
+                forgotten.set()
+
+            monkeypatch.setattr(world.service, "forget", tell)
             world.tasks.start_soon(reaper.reap, world.service)
             sandbox = await world.service.create(ME, spec_of("echo", "hi"))
             await ended(world, sandbox.record.sandbox_id)
             with anyio.fail_after(5):
-                while list(world.service.sandboxes()):
-                    await anyio.sleep(0.02)
+                await forgotten.wait()
+            assert list(world.service.sandboxes()) == []
             await world.store.flush()
             assert (await world.store.load()) == ()
 
@@ -168,15 +175,11 @@ class TestRestart:
                 runner.survivors = list(first.boxes.values())
                 first.boxes.clear()
                 for box in runner.survivors:
-                    box._runner = runner  # type: ignore[attr-defined]
-                    runner.boxes[box.sandbox_id] = box  # type: ignore[assignment]
-
-                    async def kept(grace: float) -> None:
-                        raise RuntimeError("the old gateway is dead")
-
-                    box.stop, box.kept_stop = kept, box.stop  # type: ignore[attr-defined,method-assign]
+                    box._runner = runner
+                    runner.boxes[box.sandbox_id] = box
+                    box.kept = True
             for box in runner.survivors:
-                box.stop = box.kept_stop  # type: ignore[attr-defined,method-assign]
+                box.kept = False
             return [sandbox.record.sandbox_id for sandbox in made]
 
     async def test_survivors_run_on_and_the_others_are_failed(self, folder: Path) -> None:

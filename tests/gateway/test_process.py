@@ -2,144 +2,32 @@
 
 from __future__ import annotations
 
-import contextlib
 import fcntl
-import json
 import os
-import select
 import signal
 import subprocess
 import sys
 import time
-from typing import TYPE_CHECKING, Any, Self
-from uuid import uuid4
+from typing import TYPE_CHECKING
 
 import httpx
 import pytest
-from websockets.exceptions import ConnectionClosed
-from websockets.sync.client import ClientConnection, unix_connect
 
 from cwsandbox.gateway import embedded
 from cwsandbox.gateway.auth import new_key
 from cwsandbox.wire import channel as wire
-from cwsandbox.wire.channel import Channel, Role, StreamKind
 from cwsandbox.wire.errors import Code, Reason, Status
-from cwsandbox.wire.streams import ExecOpen
+from tests.gateway.gatewayprocess import SECONDS, GatewayProcess, SyncChannel
+from tests.support.processes import assert_gone, new_marker, processes_with
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
     from pathlib import Path
-
-SECONDS = 20.0
-
-
-class GatewayProcess:
-    """A gateway, started as the client starts it."""
-
-    def __init__(self, folder: Path, *options: str) -> None:
-        self.socket = str(folder / "s" / "gateway.sock")
-        ready, write = os.pipe()
-        where = [] if "--host" in options else ["--embedded", "--socket", self.socket]
-        self.process = subprocess.Popen(
-            [
-                *(sys.executable, "-I", "-m", "cwsandbox.gateway", *where, "--isolation", "process"),
-                *("--state-dir", str(folder / "state"), "--runtime-dir", str(folder / "run")),
-                *("--ready-fd", str(write), "--log-file", str(folder / "log"), *options),
-            ],
-            pass_fds=(write,),
-        )
-        os.close(write)
-        with os.fdopen(ready, "rb") as pipe:
-            assert select.select([pipe], [], [], SECONDS)[0], "it is not ready"
-            self.ready = json.loads(pipe.readline())
-
-    def http(self) -> httpx.Client:
-        return httpx.Client(transport=httpx.HTTPTransport(uds=self.socket), base_url="http://gateway", timeout=SECONDS)
-
-    def sandbox(self, *argv: str) -> str:
-        command, *args = argv or ("sleep", "1000")
-        with self.http() as http:
-            made = http.post("/v1/sandboxes", json={"spec": {"containers": [{"command": command, "args": args}]}})
-            sandbox_id = made.json()["sandboxId"]
-            record = http.get(f"/v1/sandboxes/{sandbox_id}", params={"waitFor": "running"}).json()
-        assert record["status"]["state"] == "STATE_RUNNING", record
-        return str(sandbox_id)
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(self, *args: object) -> None:
-        if self.process.poll() is None:
-            self.process.terminate()
-        self.process.wait(SECONDS)
-
-
-class SyncChannel:
-    """A client of the exec channel over a real socket."""
-
-    def __init__(self, socket: str) -> None:
-        self._stack = contextlib.ExitStack()
-        connecting = unix_connect(socket, "ws://gateway/v1/channel", compression=None, max_size=None)
-        self.web: ClientConnection = self._stack.enter_context(connecting)
-        self.mux = Channel(Role.CLIENT)
-
-    def start(self, sandbox_id: str, *argv: str, **fields: Any) -> wire.Stream:
-        params = ExecOpen(sandbox_id=sandbox_id, argv=argv, **fields).to_params()
-        stream = self.mux.open(StreamKind.EXEC, params, uuid4().hex)
-        self.flush()
-        return stream
-
-    def flush(self) -> None:
-        while (message := self.mux.message_to_send()) is not None:
-            self.web.send(message)
-
-    def until(self, kind: type[wire.StreamEvent]) -> dict[type, Any]:
-        """Read until an event of this kind; returns the last event of every kind, and all output as bytes."""
-        seen: dict[type, Any] = {bytes: b""}
-        while kind not in seen:
-            for event in self.mux.receive(self.web.recv(SECONDS), time.monotonic()):
-                seen[type(event)] = event
-                if isinstance(event, wire.Data):
-                    seen[bytes] += event.data
-                    event.stream.consumed(len(event.data), event.code)
-            with contextlib.suppress(ConnectionClosed):  # There may be nobody left to answer.
-                self.flush()
-        return seen
-
-    def close(self) -> None:
-        """The gateway may have been first, or be stuck."""
-        with contextlib.suppress(Exception):
-            self._stack.close()
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(self, *args: object) -> None:
-        self.close()
-
-
-def wait_until(condition: Callable[[], bool], what: str) -> None:
-    deadline = time.monotonic() + SECONDS
-    while not condition():
-        assert time.monotonic() < deadline, what
-        time.sleep(0.01)
-
-
-def running(mark: str) -> list[int]:
-    """The processes with this word in their command line."""
-    found = []
-    for name in os.listdir("/proc"):
-        if name.isdigit():
-            with contextlib.suppress(OSError), open(f"/proc/{name}/cmdline", "rb") as file:
-                if mark.encode() in file.read().split(b"\0"):
-                    found.append(int(name))
-    return found
 
 
 @pytest.fixture
-def mark() -> Iterator[str]:
+def mark() -> str:
     """A number of seconds that nobody else sleeps."""
-    return f"1000.{uuid4().int % 10**12:012d}"
+    return new_marker()
 
 
 def test_a_gateway_starts_serves_and_ends(folder: Path, mark: str) -> None:
@@ -157,13 +45,13 @@ def test_a_gateway_starts_serves_and_ends(folder: Path, mark: str) -> None:
             assert (seen[bytes], seen[wire.ExitStatusReceived].status) == (b"hello\n", 3)
             channel.start(sandbox_id, "sh", "-c", f"sleep {mark} & sleep {mark}", stdin=True)
             channel.until(wire.Confirmed)
-            assert running(mark)
+            assert processes_with(mark)
             gateway.process.terminate()
             seen = channel.until(wire.Closed)
             assert wire.ExitStatusReceived not in seen
             assert seen[wire.Failed].status.reason == Reason.SANDBOX_NOT_RUNNING
         assert gateway.process.wait(SECONDS) == 0
-    assert running(mark) == []
+    assert processes_with(mark) == []
     assert not os.path.exists(gateway.socket)
     assert os.listdir(folder / "run") == []
 
@@ -184,7 +72,7 @@ def test_it_ends_when_asked_by_request(folder: Path, mark: str) -> None:
         with gateway.http() as http:
             assert http.post("/v1/gateway:shutdown").status_code == 200
         assert gateway.process.wait(SECONDS) == 0
-    assert running(mark) == []
+    assert processes_with(mark) == []
 
 
 def test_a_killed_gateways_successor_takes_its_sandboxes_back_and_their_commands(folder: Path, mark: str) -> None:
@@ -206,11 +94,11 @@ def test_a_killed_gateways_successor_takes_its_sandboxes_back_and_their_commands
         stream.send(b"word\n")
         again.flush()
         assert again.until(wire.Data)[bytes] == b"got word\n"
-        wait_until(lambda: bool(running(mark)), "the old command does not go on")
+        assert processes_with(mark)
         stream.close()
         again.flush()
         again.until(wire.Closed)
-        assert not running(mark)
+        assert processes_with(mark) == []
         again.start(sandbox_id, "echo", "still here")
         assert again.until(wire.Closed)[bytes] == b"still here\n"
         again.close()
@@ -219,10 +107,10 @@ def test_a_killed_gateways_successor_takes_its_sandboxes_back_and_their_commands
 def test_a_killed_client_leaves_no_command(folder: Path, mark: str) -> None:
     script = (
         "import sys, time\n"
-        "from tests.gateway.test_process import SyncChannel, wire\n"
+        "from cwsandbox.wire.channel import Confirmed\nfrom tests.gateway.gatewayprocess import SyncChannel\n"
         "channel = SyncChannel(sys.argv[1])\n"
         "channel.start(sys.argv[2], 'sleep', sys.argv[3], stdin=True)\n"
-        "channel.until(wire.Confirmed)\n"
+        "channel.until(Confirmed)\n"
         "print('up', flush=True)\n"
         "time.sleep(1000)\n"
     )
@@ -233,9 +121,9 @@ def test_a_killed_client_leaves_no_command(folder: Path, mark: str) -> None:
         ) as client:
             assert client.stdout is not None
             assert client.stdout.readline() == b"up\n"
-            assert running(mark)
+            assert set(processes_with(mark)) - {client.pid}
             client.kill()
-        wait_until(lambda: not running(mark), "the command outlived its client")
+        assert_gone(mark)
 
 
 def test_a_port_wants_keys(folder: Path) -> None:

@@ -389,7 +389,7 @@ class TestLostConnections:
             result = execute(client, sandbox, "sleep", "1000", stdin=True)
             await result.confirmed_event.wait()
             client.socket.drop()
-            await anyio.sleep(0.2)
+            await anyio.sleep(0.2)  # Two such absences are longer than the grace, each of them is not.
             await client.reconnect()
             await execute(client, sandbox, "true").wait()
             client.socket.drop()
