@@ -27,9 +27,9 @@ def lint(session: nox.Session) -> None:
 
 @nox.session
 def types(session: nox.Session) -> None:
-    """Check the types of the code, the benchmarks and the surface tests, and that every public name has one."""
+    """Check the types of the code, the benchmarks and the tests, and that every public name has one."""
     install(session, "types")
-    session.run("mypy", "cwsandbox", "benchmarks", "tests/support", "tests/surface")
+    session.run("mypy", "cwsandbox", "benchmarks", "tests")
     session.run("pyright", "--verifytypes", "cwsandbox", "--ignoreexternal")
 
 

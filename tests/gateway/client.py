@@ -78,6 +78,7 @@ class Result:
         self.paced = paced
         self.output = {0: bytearray(), 1: bytearray()}
         self.confirmed: dict[str, Any] | None = None
+        self.sandbox: dict[str, Any] | None = None  # What the confirmation said of it.
         self.confirmed_event = anyio.Event()
         self.eof: set[int] = set()
         self.status: int | None = None
@@ -180,6 +181,7 @@ class ChannelClient:
                     event.stream.consumed(len(data), code)
             case wire.Confirmed(info=info):
                 result.confirmed = dict(info)
+                result.sandbox = result.confirmed.pop("sandbox", None)
                 result.confirmed_event.set()
             case wire.Eof(code=code):
                 result.eof.add(code)

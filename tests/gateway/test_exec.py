@@ -5,6 +5,7 @@ from __future__ import annotations
 import anyio
 
 from cwsandbox.wire.errors import Code, Reason
+from cwsandbox.wire.streams import SandboxInfo
 from tests.gateway.conftest import World, execute
 
 
@@ -15,6 +16,7 @@ async def test_a_command_gives_its_output_and_exit_status(world: World) -> None:
     assert (result.stdout, result.stderr, result.status) == (b"out\n", b"err\n", 7)
     assert result.confirmed is not None
     assert result.confirmed["pid"] > 0
+    assert SandboxInfo.from_params(result.sandbox or {}).start_time == sandbox.record.start_time
     assert result.eof == {0, 1}
 
 
