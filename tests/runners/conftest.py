@@ -11,7 +11,7 @@ import pytest
 
 from cwsandbox.runners.base import BoxSpec, FileMount
 from cwsandbox.runners.local.runner import LocalRunner
-from tests.runners.support import read_until
+from tests.runners.support import read_until, shell
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Iterator
@@ -69,3 +69,9 @@ async def box(runner: LocalRunner) -> AsyncIterator[LocalBox]:
     await read_until(box.main.stdout, b"ready\n")
     yield box
     await box.stop(0)
+
+
+@pytest.fixture
+async def home(box: LocalBox) -> str:
+    """The box's home: a folder that is its own also where `/tmp` is everybody's."""
+    return (await shell(box, "printf %s $HOME")).text

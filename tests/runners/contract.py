@@ -452,101 +452,101 @@ class RunnerContract:
 
     # -- other file operations
 
-    async def test_quick_operations_say_what_they_found(self, box: Box) -> None:
-        await box.file_info(asked("mkdir", "/tmp/a/b", parents=True))
-        await write_file(box, "/tmp/a/b/f", b"12345")
-        found = await box.file_info(asked("stat", "/tmp/a/b/f"))
+    async def test_quick_operations_say_what_they_found(self, box: Box, home: str) -> None:
+        await box.file_info(asked("mkdir", f"{home}/a/b", parents=True))
+        await write_file(box, f"{home}/a/b/f", b"12345")
+        found = await box.file_info(asked("stat", f"{home}/a/b/f"))
         assert (found.size, stat.S_ISREG(found.mode)) == (5, True)
-        await box.file_info(asked("unlink", "/tmp/a/b/f"))
-        await box.file_info(asked("rmdir", "/tmp/a/b"))
+        await box.file_info(asked("unlink", f"{home}/a/b/f"))
+        await box.file_info(asked("rmdir", f"{home}/a/b"))
         with pytest.raises(FileNotFoundError):
-            await box.file_info(asked("stat", "/tmp/a/b"))
+            await box.file_info(asked("stat", f"{home}/a/b"))
 
-    async def test_entries_of_a_folder(self, box: Box) -> None:
-        await shell(box, "mkdir /tmp/l; cd /tmp/l; seq 1000 | xargs touch")
-        for folder, expected in (("/tmp/l", {str(n) for n in range(1, 1001)}), ("/tmp/l/../l", None)):
+    async def test_entries_of_a_folder(self, box: Box, home: str) -> None:
+        await shell(box, f"mkdir {home}/l; cd {home}/l; seq 1000 | xargs touch")
+        for folder, expected in ((f"{home}/l", {str(n) for n in range(1, 1001)}), (f"{home}/l/../l", None)):
             rows = await file_rows(box, asked("list", folder))
             assert expected is None or {row[0] for row in rows} == expected
             assert len(rows) == 1000
-        assert {row[0] for row in await file_rows(box, asked("glob", "/tmp", pattern="l/99*"))} == {
+        assert {row[0] for row in await file_rows(box, asked("glob", home, pattern="l/99*"))} == {
             "l/99",
             *(f"l/99{n}" for n in range(10)),
         }
 
-    async def test_a_folder_goes_in_and_comes_out(self, box: Box, tmp_path: Path) -> None:
+    async def test_a_folder_goes_in_and_comes_out(self, box: Box, home: str, tmp_path: Path) -> None:
         (tmp_path / "source" / "deep").mkdir(parents=True)
         (tmp_path / "source" / "deep" / "run").write_bytes(b"#!/bin/sh\necho ran\n")
         (tmp_path / "source" / "deep" / "run").chmod(0o755)
         (tmp_path / "source" / "large").write_bytes(bytes(3 * MEBIBYTE))
         (tmp_path / "source" / "link").symlink_to("deep/run")
-        await file_job(box, asked("unpack", "/tmp/new/there"), pack(str(tmp_path / "source")))
-        assert (await run(box, "/tmp/new/there/link")).text == "ran\n"
+        await file_job(box, asked("unpack", f"{home}/new/there"), pack(str(tmp_path / "source")))
+        assert (await run(box, f"{home}/new/there/link")).text == "ran\n"
         unpacker = Unpacker(str(tmp_path / "back"), contain=True)
-        unpacker.feed(await file_job(box, asked("pack", "/tmp/new/there", totals=True)))
+        unpacker.feed(await file_job(box, asked("pack", f"{home}/new/there", totals=True)))
         unpacker.finish()
         assert (unpacker.tally.files, unpacker.tally.total_bytes) == (2, 3 * MEBIBYTE + 19)
         assert (tmp_path / "back" / "large").read_bytes() == bytes(3 * MEBIBYTE)
 
-    async def test_a_transfer_that_is_given_up_leaves_nothing(self, box: Box) -> None:
-        job = await box.file_job(asked("unpack", "/tmp/half"))
+    async def test_a_transfer_that_is_given_up_leaves_nothing(self, box: Box, home: str) -> None:
+        job = await box.file_job(asked("unpack", f"{home}/half"))
         assert job.input is not None
         await job.input.send(encode(Kind.FOLDER) + encode(Kind.FILE, b"f") + encode(Kind.CHUNK, content=b"x" * 1000))
         await job.aclose()
-        assert (await shell(box, "ls -A /tmp | grep -c half; ls -A /tmp | grep -c part")).text == "0\n0\n"
+        assert (await shell(box, f"ls -A {home} | grep -c half; ls -A {home} | grep -c part")).text == "0\n0\n"
 
-    async def test_a_stream_that_is_none_is_refused(self, box: Box) -> None:
+    async def test_a_stream_that_is_none_is_refused(self, box: Box, home: str) -> None:
         with pytest.raises(OSError, match="leads elsewhere"):
             await file_job(
-                box, asked("unpack", "/tmp/bad"), [encode(Kind.FOLDER) + encode(Kind.FILE, b"..") + bytes(100_000)]
+                box, asked("unpack", f"{home}/bad"), [encode(Kind.FOLDER) + encode(Kind.FILE, b"..") + bytes(100_000)]
             )
         with pytest.raises(OSError, match="cut off"):
-            await file_job(box, asked("unpack", "/tmp/bad"), [encode(Kind.FOLDER)])
-        assert (await shell(box, "ls -A /tmp | grep -c bad; ls -A /tmp | grep -c part")).text == "0\n0\n"
+            await file_job(box, asked("unpack", f"{home}/bad"), [encode(Kind.FOLDER)])
+        assert (await shell(box, f"ls -A {home} | grep -c bad; ls -A {home} | grep -c part")).text == "0\n0\n"
 
-    async def test_trees_are_moved_and_removed(self, box: Box) -> None:
-        await shell(box, "mkdir -p /tmp/t/a; touch /tmp/t/a/f; chmod 0 /tmp/t/a")
-        await file_job(box, asked("move", "/tmp/t", target="/tmp/u"))
-        await file_job(box, asked("remove", "/tmp/u"))
-        assert (await shell(box, "ls -d /tmp/t /tmp/u")).stdout == b""
+    async def test_trees_are_moved_and_removed(self, box: Box, home: str) -> None:
+        await shell(box, f"mkdir -p {home}/t/a; touch {home}/t/a/f; chmod 0 {home}/t/a")
+        await file_job(box, asked("move", f"{home}/t", target=f"{home}/u"))
+        await file_job(box, asked("remove", f"{home}/u"))
+        assert (await shell(box, f"ls -d {home}/t {home}/u")).stdout == b""
 
-    async def test_errors_of_jobs_are_the_kernels(self, box: Box) -> None:
-        await write_file(box, "/tmp/plain", b"x")
+    async def test_errors_of_jobs_are_the_kernels(self, box: Box, home: str) -> None:
+        await write_file(box, f"{home}/plain", b"x")
         for request, error in (
-            (asked("list", "/tmp/none"), FileNotFoundError),
-            (asked("list", "/tmp/plain"), NotADirectoryError),
-            (asked("glob", "/tmp/plain", pattern="*"), NotADirectoryError),
-            (asked("pack", "/tmp/none"), FileNotFoundError),
-            (asked("watch", "/tmp/none"), FileNotFoundError),
-            (asked("remove", "/tmp/none"), FileNotFoundError),
-            (asked("move", "/tmp/none", target="/tmp/x"), FileNotFoundError),
-            (asked("move", "/tmp/plain", target="/var"), IsADirectoryError),
+            (asked("list", f"{home}/none"), FileNotFoundError),
+            (asked("list", f"{home}/plain"), NotADirectoryError),
+            (asked("glob", f"{home}/plain", pattern="*"), NotADirectoryError),
+            (asked("pack", f"{home}/none"), FileNotFoundError),
+            (asked("watch", f"{home}/none"), FileNotFoundError),
+            (asked("remove", f"{home}/none"), FileNotFoundError),
+            (asked("move", f"{home}/none", target=f"{home}/x"), FileNotFoundError),
+            (asked("move", f"{home}/plain", target="/var"), IsADirectoryError),
         ):
             with pytest.raises(error):
                 await file_job(box, request)
 
-    async def test_changes_are_told(self, box: Box) -> None:
-        await box.file_info(asked("mkdir", "/tmp/w"))
-        job = await box.file_job(asked("watch", "/tmp/w", recursive=True))
+    async def test_changes_are_told(self, box: Box, home: str) -> None:
+        await box.file_info(asked("mkdir", f"{home}/w"))
+        job = await box.file_job(asked("watch", f"{home}/w", recursive=True))
         try:
-            await shell(box, "mkdir /tmp/w/d")
-            told = await read_until(job.output, b'"/tmp/w/d",true')  # From then on it is watched, too.
-            await shell(box, "cd /tmp/w; touch d/f; mv d/f g; rm g")
-            told += await read_until(job.output, b'["deleted","/tmp/w/g"')
+            await shell(box, f"mkdir {home}/w/d")
+            told = await read_until(job.output, f'"{home}/w/d",true'.encode())  # From then on it is watched, too.
+            await shell(box, f"cd {home}/w; touch d/f; mv d/f g; rm g")
+            told += await read_until(job.output, f'["deleted","{home}/w/g"'.encode())
         finally:
             await job.aclose()
         rows = [row for line in told.splitlines() for row in json.loads(line)]
-        assert ["created", "/tmp/w/d", True, None] in rows
-        assert ["created", "/tmp/w/d/f", False, None] in rows
-        assert ["moved", "/tmp/w/d/f", False, "/tmp/w/g"] in rows
+        assert ["created", f"{home}/w/d", True, None] in rows
+        assert ["created", f"{home}/w/d/f", False, None] in rows
+        assert ["moved", f"{home}/w/d/f", False, f"{home}/w/g"] in rows
 
-    async def test_jobs_survive_the_kill_of_a_command(self, box: Box) -> None:
-        await box.file_info(asked("mkdir", "/tmp/w"))
-        job = await box.file_job(asked("watch", "/tmp/w"))
+    async def test_jobs_survive_the_kill_of_a_command(self, box: Box, home: str) -> None:
+        await box.file_info(asked("mkdir", f"{home}/w"))
+        job = await box.file_job(asked("watch", f"{home}/w"))
         try:
             async with started(box, "sleep", "600") as command:
                 await command.kill()
-            await shell(box, "touch /tmp/w/after")
-            await read_until(job.output, b"/tmp/w/after")
+            await shell(box, f"touch {home}/w/after")
+            await read_until(job.output, f"{home}/w/after".encode())
         finally:
             await job.aclose()
 
@@ -562,12 +562,12 @@ class RunnerContract:
         assert len(counts) == 60
         assert len(set(counts)) == 1
 
-    async def test_a_cancelled_job_leaves_no_process(self, box: Box) -> None:
-        await shell(box, "mkdir -p /tmp/big; cd /tmp/big; seq 20000 | xargs touch")
+    async def test_a_cancelled_job_leaves_no_process(self, box: Box, home: str) -> None:
+        await shell(box, f"mkdir -p {home}/big; cd {home}/big; seq 20000 | xargs touch")
         before = len(host_children(box))
         for delay in (0, 0.001, 0.01):
             with anyio.move_on_after(delay):
-                await file_job(box, asked("list", "/tmp/big"))
+                await file_job(box, asked("list", f"{home}/big"))
         with anyio.fail_after(FINISH_SECONDS):
             while len(host_children(box)) > before:
                 await agent_turn(box)  # It reaps them when it has one.
