@@ -316,6 +316,7 @@ class Agent:
         os.set_blocking(write, False)
         signal.set_wakeup_fd(write, warn_on_full_buffer=False)
         signal.signal(signal.SIGCHLD, _ignore_signal)
+        signal.siginterrupt(signal.SIGCHLD, False)
         self._selector.register(read, _READ, lambda _: self._reap(read))
 
     def _reap(self, wakeups: int) -> None:

@@ -73,6 +73,7 @@ _SYS_MOVE_MOUNT = 429
 _SYS_OPENAT2 = 437
 _SYS_MOUNT_SETATTR = 442
 _SYS_SECCOMP = 317 if MACHINE == "x86_64" else 277
+_SYS_SCHED_SETATTR = 314 if MACHINE == "x86_64" else 274
 _SYS_PIVOT_ROOT = 155 if MACHINE == "x86_64" else 41
 
 _libc = ctypes.CDLL(None, use_errno=True)
@@ -181,6 +182,14 @@ def drop_bounding_set() -> None:
             return  # EINVAL: the kernel knows no more capabilities.
 
 
+def set_time_slice(seconds: float) -> None:
+    """Ask for shorter turns on the processor, and so for earlier ones; before Linux 6.12 this changes nothing."""
+    nice = os.getpriority(os.PRIO_PROCESS, 0)
+    # struct sched_attr: its size, SCHED_OTHER, no flags, nice, priority, then three times in nanoseconds.
+    attributes = struct.pack("IIQiIQQQ", 48, 0, 0, nice, 0, int(seconds * 1e9), 0, 0)
+    _syscall("sched_setattr", _SYS_SCHED_SETATTR, 0, attributes, 0)
+
+
 def install_filter(program: bytes) -> None:
     """Install a seccomp filter, an array of `struct sock_filter`; needs no-new-privileges or CAP_SYS_ADMIN."""
     # `buffer` has to live until the kernel has copied it.
@@ -199,7 +208,7 @@ def install_listener(program: bytes) -> int:
     except OSError as error:
         if error.errno != errno.EINVAL:
             raise
-    # Before Linux 5.19 a signal interrupts a call that waits for its answer; it is then asked about again.
+    # Before Linux 5.19 a signal interrupts a call that waits for its answer, also when it is being answered.
     listener = _syscall("seccomp", _SYS_SECCOMP, _SECCOMP_SET_MODE_FILTER, _SECCOMP_NEW_LISTENER, prog)
     del buffer
     return listener

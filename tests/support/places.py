@@ -1,0 +1,45 @@
+"""Folders that all sandboxes have together where there are no namespaces."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import re
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+_TRY = "import ctypes, sys; sys.exit(ctypes.CDLL(None).unshare(0x10000000) != 0)"
+NAMESPACES = subprocess.call([sys.executable, "-c", _TRY]) == 0
+"""Whether this machine lets its users make namespaces."""
+
+_OF_TESTS = Path("/srv")
+"""Nothing but the tests puts files here."""
+_NAMED = re.compile(r"(/tmp|/dev/shm)/(\w[\w.-]*)")
+
+
+@contextlib.contextmanager
+def tidied(source: Path) -> Iterator[None]:
+    """Remove what a test left in shared folders, so that the next one finds them as it would in a sandbox of its own.
+
+    Args:
+        source: The test's file. Of what appeared in `/tmp`, only what it names is removed: the rest is somebody else's.
+    """
+    named = {Path(folder, name) for folder, name in _NAMED.findall(source.read_text())}
+    before = _there(named)
+    yield
+    for path in _there(named) - before:
+        if path.is_dir() and not path.is_symlink():
+            subprocess.run(["chmod", "-R", "u+rwx", str(path)], check=True)
+            shutil.rmtree(path)
+        else:
+            path.unlink()
+
+
+def _there(named: set[Path]) -> set[Path]:
+    return {*filter(os.path.lexists, named), *_OF_TESTS.iterdir()}
