@@ -95,12 +95,18 @@ def main(arguments: Sequence[str] | None = None) -> int:
         130 and 143 (and so on) when a signal ended it.
     """
     _fill_standard_descriptors()
+    status = 0
     try:
         status = _invoke(arguments)
         sys.stdout.flush()
     except BrokenPipeError:
         # Whoever read our output has seen enough. What is still buffered has nowhere to go.
         hard_exit(0)
+    except OSError as problem:
+        if not status:
+            click.echo(error_line(problem), err=True)
+        # What is still buffered cannot be written; at an ordinary exit Python would try once more and complain.
+        hard_exit(status or 1)
     except (Interrupted, KeyboardInterrupt) as interruption:
         with contextlib.suppress(OSError):
             sys.stdout.flush()

@@ -76,16 +76,18 @@ async def test_a_folder_goes_in_and_comes_out(world: World, folder: Path) -> Non
         ("stat", "/no/such", {}, Code.NOT_FOUND, Reason.FILE_NOT_FOUND),
         ("list", "/no/such", {}, Code.NOT_FOUND, Reason.FILE_NOT_FOUND),
         ("list", "/etc/passwd", {}, Code.FAILED_PRECONDITION, Reason.FILE_NOT_A_DIRECTORY),
-        ("mkdir", "/etc", {}, Code.ALREADY_EXISTS, Reason.FILE_EXISTS),
-        ("rmdir", "/etc", {}, Code.FAILED_PRECONDITION, Reason.FILE_DIRECTORY_NOT_EMPTY),
-        ("unlink", "/etc", {}, Code.FAILED_PRECONDITION, Reason.FILE_IS_DIRECTORY),
+        ("mkdir", "full", {}, Code.ALREADY_EXISTS, Reason.FILE_EXISTS),
+        ("rmdir", "full", {}, Code.FAILED_PRECONDITION, Reason.FILE_DIRECTORY_NOT_EMPTY),
+        ("unlink", "full", {}, Code.FAILED_PRECONDITION, Reason.FILE_IS_DIRECTORY),
         ("move", "/no/such", {"target": "/tmp/x"}, Code.NOT_FOUND, Reason.FILE_NOT_FOUND),
         ("remove", "/proc", {}, Code.INTERNAL, Reason.FILE_IO_FAILED),
     ],
 )
 async def test_errors_are_typed(
-    world: World, action: str, path: str, fields: dict[str, str], code: Code, reason: Reason
+    world: World, folder: Path, action: str, path: str, fields: dict[str, str], code: Code, reason: Reason
 ) -> None:
+    (folder / "full" / "sub").mkdir(parents=True)
+    path = str(folder / path)
     sandbox, client = await world.sandbox(), await world.client()
     result = await ask(client, sandbox, action, path, **fields).wait()
     assert result.failure is not None

@@ -35,6 +35,7 @@ from tests.runners.support import (
     shell,
     started,
 )
+from tests.support.levels import needs_namespaces
 
 if TYPE_CHECKING:
     from tests.runners.support import MakeRunner
@@ -42,11 +43,6 @@ if TYPE_CHECKING:
 REPOSITORY = Path(__file__).parents[2]
 CONFINED = os.environ.get("CWSANDBOX_TEST_CONFINED")
 PACKAGES = os.pathsep.join([str(REPOSITORY), sysconfig.get_path("purelib"), sysconfig.get_path("platlib")])
-ALLOWED = (
-    subprocess.call([sys.executable, "-c", "import ctypes, sys; sys.exit(ctypes.CDLL(None).unshare(0x10000000) != 0)"])
-    == 0
-)
-needs_namespaces = pytest.mark.skipif(not ALLOWED, reason="namespaces are not allowed here")
 needs_root = pytest.mark.skipif(os.geteuid() != 0 or CONFINED is not None, reason="needs root, to become somebody else")
 
 

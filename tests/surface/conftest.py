@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 from cwsandbox import Sandbox
-from tests.support import places
+from tests.support import levels
 from tests.support.gateway import ServedGateway, served_gateway
 from tests.support.leftovers import gateway_processes, shut_down_and_look
 
@@ -51,10 +51,10 @@ def home_folder() -> Iterator[Path]:
     assert left == [], "\n".join(left)
 
 
-@pytest.fixture(autouse=not places.NAMESPACES)
+@pytest.fixture(autouse=not levels.NAMESPACES)
 def tidy(request: pytest.FixtureRequest) -> Iterator[None]:
     """Tests name fixed files; without namespaces the next one's sandboxes would find them."""
-    with places.tidied(request.path):
+    with levels.tidied(request.path):
         yield
 
 

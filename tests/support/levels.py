@@ -1,4 +1,4 @@
-"""Folders that all sandboxes have together where there are no namespaces."""
+"""Whether there are namespaces here, and what tests do without."""
 
 from __future__ import annotations
 
@@ -11,12 +11,16 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+import pytest
+
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
 _TRY = "import ctypes, sys; sys.exit(ctypes.CDLL(None).unshare(0x10000000) != 0)"
 NAMESPACES = subprocess.call([sys.executable, "-c", _TRY]) == 0
 """Whether this machine lets its users make namespaces."""
+
+needs_namespaces = pytest.mark.skipif(not NAMESPACES, reason="namespaces are not allowed here")
 
 _OF_TESTS = Path("/srv")
 """Nothing but the tests puts files here."""
@@ -25,7 +29,7 @@ _NAMED = re.compile(r"(/tmp|/dev/shm)/(\w[\w.-]*)")
 
 @contextlib.contextmanager
 def tidied(source: Path) -> Iterator[None]:
-    """Remove what a test left in shared folders, so that the next one finds them as it would in a sandbox of its own.
+    """Remove what a test left in folders that sandboxes without namespaces share, so that the next one finds them as it would in a sandbox of its own.
 
     Args:
         source: The test's file. Of what appeared in `/tmp`, only what it names is removed: the rest is somebody else's.
