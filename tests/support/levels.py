@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import os
 import re
+import resource
 import shutil
 import subprocess
 import sys
@@ -22,9 +23,19 @@ NAMESPACES = subprocess.call([sys.executable, "-c", _TRY]) == 0
 
 needs_namespaces = pytest.mark.skipif(not NAMESPACES, reason="namespaces are not allowed here")
 
+_, _DESCRIPTORS = resource.getrlimit(resource.RLIMIT_NOFILE)
+
 _OF_TESTS = Path("/srv")
 """Nothing but the tests puts files here."""
 _NAMED = re.compile(r"(/tmp|/dev/shm)/(\w[\w.-]*)")
+
+
+def needs_descriptors(count: int) -> pytest.MarkDecorator:
+    """For tests of many commands or connections: each takes several in the gateway and in the agent."""
+    return pytest.mark.skipif(
+        0 <= _DESCRIPTORS < count,
+        reason=f"so much at once takes {count} descriptors, and the hard limit here is {_DESCRIPTORS}",
+    )
 
 
 @contextlib.contextmanager

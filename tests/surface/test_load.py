@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import resource
 import threading
 
 import anyio
@@ -11,14 +10,9 @@ import pytest
 
 from cwsandbox import Process, Sandbox
 from tests.support.clients import run_client
+from tests.support.levels import needs_descriptors
 
 MIB = 1024 * 1024
-_, DESCRIPTORS = resource.getrlimit(resource.RLIMIT_NOFILE)
-# A running command is two descriptors in the gateway and five in the agent; neither may pass the hard limit.
-needs_descriptors = pytest.mark.skipif(
-    DESCRIPTORS < 8192,
-    reason=f"a thousand commands need more descriptors than this machine's hard limit of {DESCRIPTORS}",
-)
 
 
 @pytest.mark.timeout(120)
@@ -36,6 +30,7 @@ def test_a_hundred_threads_share_a_sandbox(sb: Sandbox) -> None:
     assert outputs == {number: [f"{number} {turn}\n" for turn in range(3)] for number in range(100)}
 
 
+@needs_descriptors(1600)
 @pytest.mark.timeout(120)
 def test_two_hundred_commands_in_flight_on_one_sandbox(sb: Sandbox) -> None:
     processes = [sb.exec(["cat"], stdin=True) for _ in range(200)]
@@ -51,7 +46,7 @@ def test_two_hundred_commands_in_flight_on_one_sandbox(sb: Sandbox) -> None:
     assert [process.result().stdout for process in processes] == [f"{number}\n" for number in range(200)]
 
 
-@needs_descriptors
+@needs_descriptors(8000)
 @pytest.mark.timeout(120)
 def test_a_thousand_commands_in_flight_on_one_sandbox(sb: Sandbox) -> None:
     processes = [sb.exec(["echo", str(number)]) for number in range(1000)]
@@ -84,7 +79,7 @@ print(json.dumps({"right": right}))
 """
 
 
-@needs_descriptors
+@needs_descriptors(8000)
 @pytest.mark.slow
 @pytest.mark.timeout(180)
 def test_a_thousand_commands_over_twenty_sandboxes_with_1024_descriptors(home_folder: object) -> None:

@@ -16,12 +16,27 @@ import pytest
 
 from cwsandbox import NetworkOptions, Sandbox
 from cwsandbox.exceptions import SandboxError
+from tests.support.levels import NAMESPACES, needs_descriptors
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Iterator
 
     from cwsandbox.process import Process
     from tests.support.gateway import ServedGateway
+
+
+def loopback_has_ipv6() -> bool:
+    try:
+        socket.create_server(("::1", 0), family=socket.AF_INET6).close()
+    except OSError:
+        return False
+    return True
+
+
+needs_own_ipv6 = pytest.mark.skipif(
+    not NAMESPACES and not loopback_has_ipv6(),
+    reason="level `process` shares the container's network, whose loopback has no IPv6",
+)
 
 PORTS = [{"container_port": 8080, "name": "web", "protocol": "TCP"}]
 SECONDS = 20
@@ -121,7 +136,7 @@ def address_of(sandbox: Sandbox) -> tuple[str, int]:
     return host, int(port)
 
 
-@pytest.mark.parametrize("bound", ["0.0.0.0", "127.0.0.1", "::1", "::"])
+@pytest.mark.parametrize("bound", ["0.0.0.0", "127.0.0.1", pytest.param("::1", marks=needs_own_ipv6), "::"])
 def test_a_server_in_the_sandbox_is_reached_from_outside(exposed: Sandbox, bound: str) -> None:
     with serving(exposed, WEB, bound) as address:
         assert httpx.get(f"http://{address}/", trust_env=False).text == "hello from inside"
@@ -207,6 +222,7 @@ def test_unknown_modes_are_refused_with_what_there_is(home_folder: object, netwo
         Sandbox.run(network=network)
 
 
+@needs_descriptors(32 * 50)  # A sandbox's connections take a 32nd of them each, so that it cannot starve others.
 async def test_fifty_connections_at_once(home_folder: object) -> None:
     async with aserving(WEB, "0.0.0.0") as (host, port):
         texts = []
@@ -233,6 +249,7 @@ async def test_a_half_closed_connection_still_answers(home_folder: object) -> No
         assert answer.decode() == f"8 {hashlib.sha256(b'question').hexdigest()}"
 
 
+@needs_descriptors(32 * 50)  # A sandbox's connections take a 32nd of them each, so that it cannot starve others.
 async def test_fifty_megabytes_go_through_unchanged(home_folder: object) -> None:
     block, digest = os.urandom(1 << 20), hashlib.sha256()
     async with aserving(COUNT) as (host, port), await anyio.connect_tcp(host, port) as connection:
