@@ -279,17 +279,24 @@ async def test_an_operation_may_end_the_hard_way(monkeypatch: pytest.MonkeyPatch
     monkeypatch.setattr("cwsandbox._runtime.scope.OPERATIONS_END_SECONDS", 0.05)
     log = Log()
 
+    cleaned_up = anyio.Event()
+
     async def slow() -> None:
         try:
             await anyio.sleep_forever()
         finally:
-            with anyio.CancelScope(shield=True):
-                await anyio.sleep(0.2)
+            with anyio.move_on_after(5, shield=True):
+                await cleaned_up.wait()
             log.append("operation ended")
+
+    async def clean_up() -> None:
+        await anyio.lowlevel.checkpoint()
+        log.append("cleanup ran")
+        cleaned_up.set()
 
     async with Scope("test") as scope:
         scope.start(slow)
-        scope.add_cleanup(log.cleanup())
+        scope.add_cleanup(clean_up)
         await anyio.wait_all_tasks_blocked()
     assert log == ["cleanup ran", "operation ended"]
 

@@ -27,6 +27,8 @@ from cwsandbox._runtime.spool import UNREAD_BYTES, Spool
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
 
+    from cwsandbox._runtime.latch import Latch
+
 MEBIBYTE = 1024 * 1024
 WINDOW = MEBIBYTE
 
@@ -59,6 +61,19 @@ class Credits(list[int]):
     @property
     def total(self) -> int:
         return sum(self)
+
+
+class WatchedSpool(Spool):
+    """Says when somebody waits for it."""
+
+    def __init__(self, **options: Any) -> None:
+        super().__init__(loop=portal_scope().loop, **options)
+        self.waited_for = threading.Event()
+
+    def _add_waiter(self) -> Latch:
+        waiter = super()._add_waiter()
+        self.waited_for.set()
+        return waiter
 
 
 def settle(spool: Spool) -> None:
@@ -262,13 +277,18 @@ async def test_lines_from_another_loop_reach_an_idle_loop() -> None:
 
     async def produce() -> None:
         for number in range(3):
+            taken.append(anyio.Event())
             await spool.feed(b"%d\n" % number)
-            await anyio.sleep(0.02)
+            await taken[number].wait()
         spool.close()
 
+    taken: list[anyio.Event] = []
     ref = portal_scope().start(produce)
+    got = []
     with anyio.fail_after(5):
-        got = [(line, ref._finished) async for line in spool.lines()]
+        async for line in spool.lines():
+            got.append((line, ref._finished))
+            portal_scope().loop.run_soon(taken[int(line)].set)
     assert got == [("0\n", False), ("1\n", False), ("2\n", False)]
 
 
@@ -296,11 +316,10 @@ def test_a_blocked_reader_is_woken_by_data_the_end_and_close() -> None:
         (lambda spool: spool.lines().close(), []),
     ]
     for wake, expected in wakers:
-        spool = spool_of(close=False)
+        spool = WatchedSpool()
         with concurrent.futures.ThreadPoolExecutor(1) as pool:
             waiting = pool.submit(lambda reader: list(itertools.islice(reader, 1)), spool.lines())
-            while not spool._waiters:
-                threading.Event().wait(0.001)
+            assert spool.waited_for.wait(5)
             wake(spool)
             assert waiting.result(5) == expected
 
@@ -445,7 +464,7 @@ def spool_reader(spool: Spool, data: bytes) -> StreamReader[str]:
 @pytest.mark.parametrize("options", [{}, {"keep": False}, {"limit_bytes": 100}], ids=["kept", "not kept", "past limit"])
 def test_a_slow_reader_keeps_what_is_unread_within_the_window(options: Mapping[str, Any]) -> None:
     """A sender that obeys credit, a reader that is slow: what is in between is bounded, and nothing is lost."""
-    spool = Spool(loop=portal_scope().loop, **options)
+    spool = WatchedSpool(**options)
     total = 8 * MEBIBYTE
     line = b"x" * 1023 + b"\n"
     unread_at_most = 0
@@ -474,8 +493,7 @@ def test_a_slow_reader_keeps_what_is_unread_within_the_window(options: Mapping[s
     reader = spool.lines()
     with concurrent.futures.ThreadPoolExecutor(1) as pool:
         first = pool.submit(next, reader)  # Begins to read before anything comes, so it sets the pace from the start.
-        while not spool._waiters:
-            threading.Event().wait(0.001)
+        assert spool.waited_for.wait(5)
         ref = portal_scope().start(send)
         got = len(first.result(5))
     for item in reader:
