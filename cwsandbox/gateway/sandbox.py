@@ -118,6 +118,8 @@ class LiveSandbox:
         self.network = network
         self.box: Box | None = None
         self.forgotten = False
+        # Whether a client was told that it runs, by the confirmation of what was begun in it.
+        self.announced = False
         self._on_change = on_change
         self._on_disk = on_disk
         self._changed = Pulse()

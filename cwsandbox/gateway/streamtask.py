@@ -168,11 +168,14 @@ class StreamTask(abc.ABC):
 
     def _confirm(self, info: Mapping[str, Any]) -> None:
         """Say that what was asked for has started, and what is known of the sandbox since it runs."""
-        if self._runs_in is not None:
-            record = self._runs_in.record
-            running = SandboxInfo(start_time=record.start_time, isolation=record.isolation)
+        sandbox = self._runs_in
+        if sandbox is not None:
+            running = SandboxInfo(start_time=sandbox.record.start_time, isolation=sandbox.record.isolation)
             info = {**info, "sandbox": running.to_params()}
         self.stream.confirm(info)
+        if sandbox is not None and not sandbox.announced:
+            sandbox.announced = True
+            self.wake()  # Whoever started it sees it run now; later confirmations may go with what follows them.
 
     async def _room(self, code: int = 0) -> int:
         """Wait until the client can take something, and return how much, a frame at most."""

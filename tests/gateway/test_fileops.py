@@ -14,7 +14,7 @@ from cwsandbox.wire.codec import PosixPath
 from cwsandbox.wire.errors import Code, Reason
 from cwsandbox.wire.folderstream import Kind, encode
 from cwsandbox.wire.packing import pack
-from cwsandbox.wire.streams import FileAction, FileInfo, FilesOpen
+from cwsandbox.wire.streams import FileAction, FileInfo, FilesOpen, SandboxInfo
 from tests.gateway.test_files import write
 
 if TYPE_CHECKING:
@@ -44,8 +44,9 @@ async def test_a_quick_action_answers_in_one_message(world: World, folder: Path)
     await ask(client, sandbox, "mkdir", folder / "new").wait()
     before = client.messages
     result = await ask(client, sandbox, "stat", folder / "new").wait()
-    info = FileInfo.from_params(result.confirmed or {})
-    assert (info.mode, result.status) == ((folder / "new").stat().st_mode, 0)
+    running = SandboxInfo.from_params(result.sandbox or {})
+    assert (running.start_time is not None, running.isolation) == (True, "process")
+    assert (FileInfo.from_params(result.confirmed or {}).mode, result.status) == ((folder / "new").stat().st_mode, 0)
     assert client.messages - before == 1
 
 

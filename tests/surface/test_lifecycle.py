@@ -371,6 +371,21 @@ def test_what_is_known_once_it_runs_is_known_after_any_operation(home_folder: ob
         assert (sandbox.started_at, sandbox.isolation) == known
 
 
+def test_a_command_that_prints_nothing_shows_that_its_sandbox_runs(
+    home_folder: object, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """And ends the time that the start is counted with."""
+    seen = threading.Event()
+    with Session() as session:
+        assert session._metrics is not None
+        monkeypatch.setattr(session._metrics, "sandbox_started", lambda seconds: seen.set())
+        sandbox = session.sandbox()
+        process = sandbox.exec(["sleep", "600"])
+        assert seen.wait(30)
+        assert (process.poll(), sandbox.status) == (None, SandboxStatus.RUNNING)
+        process.kill()
+
+
 def test_reading_the_log_of_an_ended_sandbox_does_not_make_it_running(home_folder: object) -> None:
     with Sandbox.run("sh", "-c", "echo done") as sandbox:
         assert sandbox.sandbox_id is not None
