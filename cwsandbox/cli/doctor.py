@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import platform
 import resource
@@ -78,6 +79,8 @@ async def _try_out(state: Path, runtime: Path, isolation: str) -> dict[str, Any]
     from cwsandbox.runners.base import BoxSpec, ExecSpec
     from cwsandbox.runners.local.runner import LocalRunner
 
+    # What the runner has to say is in the report.
+    logging.getLogger("cwsandbox.runner").addHandler(logging.NullHandler())
     async with LocalRunner(state, runtime, isolation=isolation) as runner:  # type: ignore[arg-type]
         box = await runner.create(BoxSpec("doctor", ("sleep", "60")))
         try:

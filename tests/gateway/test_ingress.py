@@ -274,7 +274,7 @@ def connect(address: str) -> socket.socket:
 def answers(address: str) -> None:
     """Ask until the server inside listens: until then it is cut off each time."""
     for _ in range(2000):
-        with connect(address) as connection, contextlib.suppress(ConnectionResetError):
+        with contextlib.suppress(ConnectionResetError), connect(address) as connection:
             connection.sendall(b"GET / HTTP/1.0\r\n\r\n")
             if connection.recv(4096).startswith(b"HTTP/1.0 200"):
                 return

@@ -46,4 +46,6 @@ def become(kind: str) -> None:
 
 if __name__ == "__main__":
     become(sys.argv[1])
-    sys.exit(pytest.main(sys.argv[2:]))
+    # Where the package is installed, pytest loads its plugin and notes that this program has imported it before.
+    imported = "ignore:Module already imported:pytest.PytestAssertRewriteWarning"
+    sys.exit(pytest.main([*sys.argv[2:], "-W", imported]))

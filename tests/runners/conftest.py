@@ -69,6 +69,7 @@ async def box(runner: LocalRunner) -> AsyncIterator[LocalBox]:
     await read_until(box.main.stdout, b"ready\n")
     yield box
     await box.stop(0)
+    box.main.forget()
 
 
 @pytest.fixture

@@ -107,6 +107,7 @@ def test_an_ordinary_user_gets_the_same_sandboxes() -> None:
     run_confined("user", interpreter_for_everybody(), *(f"tests/runners/{name}" for name in tests))
 
 
+@needs_namespaces  # Else the suite itself runs at that level.
 @needs_root
 @pytest.mark.timeout(300)
 def test_without_namespaces_the_contract_holds_at_level_process() -> None:
@@ -188,6 +189,7 @@ async def test_boxes_that_end_take_no_box_in_the_making_along(make_runner: MakeR
                 box = await runner.create(BoxSpec(f"sandbox-{number}", argv=("true",)))
             assert await box.main.wait() == ExitStatus(code=0)
             await box.stop(0)
+            box.main.forget()
 
         async with anyio.create_task_group() as tasks:
             for number in range(100):
