@@ -273,22 +273,22 @@ async def test_async_iteration_reads_from_the_disk() -> None:
 
 
 async def test_lines_from_another_loop_reach_an_idle_loop() -> None:
-    spool = Spool(loop=portal_scope().loop)
+    spool = WatchedSpool()
+
+    async def until_idle() -> None:
+        assert await anyio.to_thread.run_sync(spool.waited_for.wait, 5)
+        spool.waited_for.clear()
 
     async def produce() -> None:
         for number in range(3):
-            taken.append(anyio.Event())
+            await until_idle()
             await spool.feed(b"%d\n" % number)
-            await taken[number].wait()
+        await until_idle()
         spool.close()
 
-    taken: list[anyio.Event] = []
     ref = portal_scope().start(produce)
-    got = []
     with anyio.fail_after(5):
-        async for line in spool.lines():
-            got.append((line, ref._finished))
-            portal_scope().loop.run_soon(taken[int(line)].set)
+        got = [(line, ref._finished) async for line in spool.lines()]
     assert got == [("0\n", False), ("1\n", False), ("2\n", False)]
 
 
