@@ -14,7 +14,7 @@ import anyio
 import anyio.to_thread
 import pytest
 
-from cwsandbox import OperationRef, Sandbox, Session
+from cwsandbox import OperationRef, Sandbox, Session, _exit
 from tests.support.clients import run_client
 
 if TYPE_CHECKING:
@@ -187,6 +187,7 @@ def test_a_scope_whose_loop_ended_says_so(home_folder: object) -> None:
     assert not isinstance(caught.value, TimeoutError)
     assert sandbox.sandbox_id is not None
     Sandbox.delete(sandbox.sandbox_id, missing_ok=True).result()
+    _exit.release(sandbox._core)  # Its own handle cannot stop it any more: the end of the program would.
 
 
 async def test_nothing_is_left_on_the_loop_after_leaving(home_folder: object) -> None:
