@@ -118,7 +118,7 @@ with Sandbox.run() as sandbox:
     for line in process.stdout:
         count += 1
         if count <= 20:
-            time.sleep(0.05)
+            time.sleep(0.05)  # A slow reader, at first.
     after = {pid: peak(pid) for pid in gateways()}
     print(json.dumps({
         "lines": count,

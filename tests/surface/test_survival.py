@@ -67,8 +67,8 @@ async def test_output_is_complete_when_the_gateway_is_killed_again_and_again(hom
 
 def test_what_nobody_has_read_yet_survives(home_folder: Path, sb: Sandbox) -> None:
     process = writer(sb, 6)
-    first = next(process.stdout)  # From here on the reader sets the pace: windows and pipes are full.
-    time.sleep(0.3)
+    first = next(process.stdout)  # From here on the reader sets the pace: windows and pipes fill up.
+    time.sleep(0.3)  # Nothing tells when they are full; the test holds at any moment.
     kill_gateway(home_folder)
     rest = "".join(process.stdout)
     result = process.result(30)
@@ -124,7 +124,7 @@ def test_a_write_that_was_under_way_is_an_error_or_done(home_folder: Path, sb: S
     content = os.urandom(8 * 1024 * 1024)
     sb.write_file("/tmp/file", b"before").result(30)
     written = sb.write_file("/tmp/file", content)
-    time.sleep(0.005)
+    time.sleep(0.005)  # Somewhere in the middle, or not.
     kill_gateway(home_folder)
     try:
         written.result(30)
@@ -156,7 +156,7 @@ def test_the_log_of_the_main_command_has_everything_once(home_folder: Path) -> N
     with Sandbox.run("python3", "-c", script) as sandbox:
         sandbox.wait()
         for _ in range(4):
-            time.sleep(0.15)
+            time.sleep(0.15)  # It goes on printing between the kills; to read along would be another test.
             kill_gateway(home_folder)
             sandbox.get_status()
         sandbox.wait_until_complete(timeout=60).result()
