@@ -181,11 +181,12 @@ async def test_a_delete_that_may_have_worked_forgives_that_it_did() -> None:
     assert [script.query(0), script.query(1)] == [[], [("allowMissing", "true")]]
 
 
-async def test_the_deadline_is_for_the_whole_call() -> None:
-    async def stall(*_: object) -> tuple[int, Any]:
-        await anyio.sleep_forever()
-        raise AssertionError
+async def stall(*_: object) -> tuple[int, Any]:
+    await anyio.sleep_forever()
+    raise AssertionError
 
+
+async def test_the_deadline_is_for_the_whole_call() -> None:
     async with serving() as peer, client_of(peer) as client:
         peer.handler = stall
         began = anyio.current_time()
@@ -209,10 +210,6 @@ async def test_a_wait_has_its_time_on_top() -> None:
 
 
 async def test_a_hundred_cancelled_calls_leave_the_client_usable() -> None:
-    async def stall(*_: object) -> tuple[int, Any]:
-        await anyio.sleep_forever()
-        raise AssertionError
-
     async with serving() as peer, client_of(peer) as client:
         peer.handler = stall
         for _ in range(2):

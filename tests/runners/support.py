@@ -12,8 +12,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, TypeAlias
 
 import anyio
+import pytest
 
-from cwsandbox.runners.base import ExecSpec, ExitStatus
+from cwsandbox.runners.base import ExecSpec, ExitStatus, RunnerError
 from cwsandbox.runners.local.box import LocalBox
 from cwsandbox.wire.codec import PosixPath
 from cwsandbox.wire.streams import FileAction, FilesOpen
@@ -107,6 +108,19 @@ async def run(
         status = await command.wait()
     command.forget()
     return Result(status, outputs["stdout"], outputs["stderr"])
+
+
+async def check_full_and_emptied(box: Box, hog: Command) -> None:
+    """While `hog` takes all processes of its box, a command is told so; without it there is room."""
+    with anyio.fail_after(FINISH_SECONDS):
+        with pytest.raises(RunnerError, match="out of processes"):
+            while True:
+                command = await box.exec(ExecSpec(exec_id(), ("true",)))
+                await command.wait()
+                command.forget()
+        await hog.kill()
+        assert (await run(box, "echo", "room")).text == "room\n"
+    hog.forget()
 
 
 async def shell(box: Box, script: str, **options: Any) -> Result:
