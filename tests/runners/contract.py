@@ -76,9 +76,10 @@ TREES = {
 def daemons(word: str, *preludes: str) -> str:
     """A shell script that ends when its daemons run, each in a session of its own and with `word` in its argv."""
     script = "".join(
-        f'setsid sh -c "{prelude}; echo > up; sleep 600; echo {word}" & read x < up; ' for prelude in preludes or ":"
+        f'setsid sh -c "{prelude}; echo > up; read x < never; echo {word}" & read x < up; '
+        for prelude in preludes or ":"
     )
-    return f"mkfifo up; {script}"
+    return f"mkfifo up never; {script}"  # Waiting by a child would be seen twice, until the child is `sleep`.
 
 
 class RunnerContract:

@@ -16,6 +16,7 @@ from cwsandbox import Sandbox
 from cwsandbox.gateway.egress.policy import Allowed, Policy
 from cwsandbox.gateway.network import Network
 from tests.support.gateway import served_gateway
+from tests.support.levels import NAMESPACES
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -64,6 +65,8 @@ def far() -> Iterator[http.server.ThreadingHTTPServer]:
 @pytest.fixture(scope="module")
 def open_gateway(runner_state: Path, far: http.server.ThreadingHTTPServer) -> Iterator[ServedGateway]:
     """A gateway whose operator allows the far server, and nothing else of this machine."""
+    if not NAMESPACES:
+        pytest.skip("the egress mode `internet` needs a network namespace")
     policy = Policy((Allowed(ipaddress.ip_network(FAR), far.server_port),))
     with served_gateway(runner_state, Network(policy=policy)) as gateway:
         yield gateway
@@ -77,11 +80,7 @@ def out(open_gateway: ServedGateway) -> Iterator[Sandbox]:
 
 def make(gateway: ServedGateway, **options: object) -> Sandbox:
     sandbox = Sandbox(base_url=gateway.url, network=INTERNET, **options)  # type: ignore[arg-type]
-    sandbox.wait()
-    if sandbox.isolation != "namespaces":
-        sandbox.stop().result()
-        pytest.skip("the egress mode `internet` needs a network namespace")
-    return sandbox
+    return sandbox.wait()
 
 
 def python(sandbox: Sandbox, program: str, *argv: str) -> str:
