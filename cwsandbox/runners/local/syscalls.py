@@ -95,6 +95,17 @@ def _bytes(text: str | None) -> bytes | None:
     return None if text is None else os.fsencode(text)
 
 
+def set_title(title: str) -> None:
+    """Replace the arguments that /proc and `ps` show of this process; as many bytes as they had are shown at most."""
+    with open("/proc/self/stat", encoding="ascii", errors="replace") as file:
+        fields = file.read().rpartition(")")[2].split()
+    start, end = int(fields[45]), int(fields[46])  # arg_start and arg_end (proc_pid_stat(5), 48 and 49)
+    if 0 < start < end:
+        text = title.encode()[: end - start - 1]
+        ctypes.memset(start, 0, end - start)
+        ctypes.memmove(start, text, len(text))
+
+
 def punch_hole(fd: int, offset: int, length: int) -> None:
     """Give a range of a file's content back to the system; its size stays (fallocate(2))."""
     mode = _FALLOC_FL_KEEP_SIZE | _FALLOC_FL_PUNCH_HOLE

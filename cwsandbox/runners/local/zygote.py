@@ -50,6 +50,7 @@ def main() -> None:
     """Serve the gateway at the other end of descriptor 3."""
     os.umask(0o077)
     close_others(CONTROL_FD)  # A listening socket of the gateway's, kept here, would outlive the gateway.
+    linux.set_title("cwsandbox")  # Sandboxes see the arguments of their agents, which are not to tell of this machine.
     codecs.lookup("ascii")  # Codecs are modules too, and nothing can be imported inside a box.
     linux.prctl(linux.PR_SET_CHILD_SUBREAPER, 1)
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
