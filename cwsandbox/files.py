@@ -6,12 +6,12 @@ import os
 import posixpath
 from typing import TYPE_CHECKING, TypeVar
 
-from cwsandbox._fileentries import FileEntry, FileEvent, FileEventKind, FileType, entry_from_info
-from cwsandbox._fileops import ListOperation, PlainOperation, QuickOperation
-from cwsandbox._filereaders import EntryReader, EventReader, FileReader, list_entries, open_reader, watch_events
-from cwsandbox._files import ReadFile, WriteFile
-from cwsandbox._filetransfer import Download, Progress, SkippedFile, TransferReport, Upload
-from cwsandbox._filewriter import FileWriter
+from cwsandbox._files.entries import FileEntry, FileEvent, FileEventKind, FileType, entry_from_info
+from cwsandbox._files.operations import ListOperation, PlainOperation, QuickOperation
+from cwsandbox._files.readers import EntryReader, EventReader, FileReader, list_entries, open_reader, watch_events
+from cwsandbox._files.transfer import Download, Progress, SkippedFile, TransferReport, Upload
+from cwsandbox._files.whole import ReadFile, WriteFile
+from cwsandbox._files.writer import FileWriter
 from cwsandbox._validate import check_bytes, check_path
 from cwsandbox.exceptions import SandboxFileError
 

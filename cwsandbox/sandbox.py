@@ -10,7 +10,7 @@ from cwsandbox._context import OwnScope, await_shielded, leave_failed
 from cwsandbox._core import SandboxCore
 from cwsandbox._exec import ExecOperation
 from cwsandbox._exit import hold, release
-from cwsandbox._files import ReadFile, WriteFile
+from cwsandbox._files.whole import ReadFile, WriteFile
 from cwsandbox._lifecycle import Phase
 from cwsandbox._listing import ListQuery, with_terminated
 from cwsandbox._logs import LogsOperation
@@ -679,7 +679,7 @@ class Sandbox:
             TypeError: `source` is none of these, or an async iterable that would run on another loop.
             SandboxFileError: From the ref, as `write_file`. What the source raises comes from the ref, too.
         """
-        from cwsandbox._filewriter import write_from
+        from cwsandbox._files.writer import write_from
 
         return write_from(self._core, check_path(filepath), source, self._core.limit(timeout_seconds))
 

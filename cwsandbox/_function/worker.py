@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 import anyio
 
-from cwsandbox._files import ReadFile
+from cwsandbox._files.whole import ReadFile
 from cwsandbox._function.payload import MAX_RESULT_BYTES
 from cwsandbox.defaults import SandboxDefaults
 from cwsandbox.exceptions import (

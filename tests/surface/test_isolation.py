@@ -5,12 +5,14 @@ from __future__ import annotations
 import os
 import socket
 import subprocess
+import sys
 import uuid
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
 
+import cwsandbox
 from cwsandbox import Sandbox
 
 if TYPE_CHECKING:
@@ -88,6 +90,8 @@ def test_processes_of_the_host_and_of_other_sandboxes_are_invisible(namespaced: 
             _, output = run(namespaced, "sh", "-c", listing)
             assert marker not in output
             assert "pytest" not in output
+            for path in (sys.prefix, sys.executable, os.path.dirname(cwsandbox.__file__)):
+                assert path not in output  # Agents are forked from the gateway's interpreter.
             _, count = run(namespaced, "sh", "-c", "ls -d /proc/[0-9]* | wc -l")
             assert int(count) < 12
         finally:

@@ -6,9 +6,9 @@ from typing import TYPE_CHECKING, TypeVar
 
 import anyio
 
-from cwsandbox._fileentries import FileEntry, FileEvent, Lines, read_entry, read_event
-from cwsandbox._fileops import FilesStream
-from cwsandbox._files import FileOperation
+from cwsandbox._files.entries import FileEntry, FileEvent, Lines, read_entry, read_event
+from cwsandbox._files.operations import FilesStream
+from cwsandbox._files.whole import FileOperation
 from cwsandbox._runtime.operation import OperationRef
 from cwsandbox._runtime.readers import ChunkReader, StreamReader
 from cwsandbox._runtime.spool import Spool

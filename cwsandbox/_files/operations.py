@@ -6,13 +6,13 @@ from typing import TYPE_CHECKING, Any
 
 import anyio
 
-from cwsandbox._files import FileOperation
+from cwsandbox._files.whole import FileOperation
 from cwsandbox.exceptions import SandboxError
 
 if TYPE_CHECKING:
     from cwsandbox._client.stream import ClientStream
     from cwsandbox._core import SandboxCore
-    from cwsandbox._fileentries import FileEntry
+    from cwsandbox._files.entries import FileEntry
     from cwsandbox.wire.streams import FileInfo
 
 __all__ = ["FilesStream", "ListOperation", "PlainOperation", "QuickOperation"]
@@ -88,7 +88,7 @@ class ListOperation(FilesStream):
     """The entries of a folder, all at once."""
 
     def __init__(self, sandbox: SandboxCore, filepath: str, timeout_seconds: float | None) -> None:
-        from cwsandbox._fileentries import Lines, read_entry
+        from cwsandbox._files.entries import Lines, read_entry
 
         super().__init__(sandbox, "list", filepath, timeout_seconds)
         self._lines = Lines(lambda row: read_entry(filepath, row))

@@ -17,7 +17,7 @@ import anyio
 import anyio.to_thread
 from attrs import frozen
 
-from cwsandbox._fileops import FilesStream
+from cwsandbox._files.operations import FilesStream
 from cwsandbox.exceptions import SandboxFileError
 from cwsandbox.wire.folderstream import FolderStreamError
 from cwsandbox.wire.packing import Tally, pack, tree_bytes

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 import anyio
 import anyio.to_thread
 
-from cwsandbox._files import FileOperation, WriteFile
+from cwsandbox._files.whole import FileOperation, WriteFile
 from cwsandbox._runtime._loops import LoopHandle
 from cwsandbox._runtime.operation import CANCEL_WAIT_SECONDS, OperationRef
 from cwsandbox._stdin import StreamWriter

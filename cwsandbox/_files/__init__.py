@@ -1,0 +1,1 @@
+"""Operations on files in a sandbox: whole files, streams, folders, watching. `cwsandbox.files` is their face."""
