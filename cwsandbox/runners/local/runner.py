@@ -339,7 +339,7 @@ class LocalRunner(anyio.AsyncContextManagerMixin):
             await self._settle_for_process("as asked for")
             return
         try:
-            box = await self._create(BoxSpec("probe", ("true",)), IsolationLevel.NAMESPACES)
+            await self._try_out(IsolationLevel.NAMESPACES)
         except RunnerError as error:
             self._reason = str(error)
             if self._wanted == "auto" and probe.in_container():
@@ -347,18 +347,20 @@ class LocalRunner(anyio.AsyncContextManagerMixin):
                 _logger.warning("%s", probe.notice(IsolationLevel.PROCESS, self._reason))
             return
         self._level = IsolationLevel.NAMESPACES
+
+    async def _try_out(self, level: IsolationLevel) -> None:
+        box = await self._create(BoxSpec("probe", ("true",)), level)
         await box.stop(0)
+        box.main.forget()
 
     async def _settle_for_process(self, reason: str) -> None:
         """Take level `process`, and see whether the number of processes can be bounded there without a cgroup."""
         if "processes" not in self._cgroups.limits:
             try:
-                box = await self._create(BoxSpec("probe", ("true",)), IsolationLevel.PROCESS)
+                await self._try_out(IsolationLevel.PROCESS)
             except RunnerError as error:
                 _logger.warning("the number of processes of a sandbox cannot be limited: %s", error)
                 self._wardens = False
-            else:
-                await box.stop(0)
         self._level, self._reason = IsolationLevel.PROCESS, reason
 
     async def _take_back(self, name: str, connection: socket.socket) -> LocalBox | None:
