@@ -47,6 +47,7 @@ from tests.runners.support import (
     until_gone,
     write_file,
 )
+from tests.support.levels import needs_descriptors, needs_own_ipv6
 from tests.support.processes import processes_with
 
 if TYPE_CHECKING:
@@ -170,6 +171,7 @@ class RunnerContract:
                 content = (await shell(box, "cat $HOME/daemon 2>/dev/null")).stdout
         assert content == b"done\n"
 
+    @needs_descriptors(1600)
     async def test_two_hundred_commands_at_once(self, box: Box) -> None:
         commands = [await box.exec(ExecSpec(exec_id(), ("cat",), stdin=True)) for _ in range(200)]
         for number, command in enumerate(commands):
@@ -636,7 +638,7 @@ class RunnerContract:
 
     # -- connections
 
-    @pytest.mark.parametrize("bound", ["127.0.0.1", "0.0.0.0", "::1"])
+    @pytest.mark.parametrize("bound", ["127.0.0.1", "0.0.0.0", pytest.param("::1", marks=needs_own_ipv6)])
     async def test_a_server_in_the_box_can_be_connected_to(self, box: Box, bound: str) -> None:
         async with serving(box, bound, ECHO) as port:
             connection = await box.connect(port)

@@ -7,6 +7,7 @@ import os
 import re
 import resource
 import shutil
+import socket
 import subprocess
 import sys
 from pathlib import Path
@@ -22,6 +23,20 @@ NAMESPACES = subprocess.call([sys.executable, "-c", _TRY]) == 0
 """Whether this machine lets its users make namespaces."""
 
 needs_namespaces = pytest.mark.skipif(not NAMESPACES, reason="namespaces are not allowed here")
+
+
+def _loopback_has_ipv6() -> bool:
+    try:
+        socket.create_server(("::1", 0), family=socket.AF_INET6).close()
+    except OSError:
+        return False
+    return True
+
+
+needs_own_ipv6 = pytest.mark.skipif(
+    not NAMESPACES and not _loopback_has_ipv6(),
+    reason="level `process` shares the container's network, whose loopback has no IPv6",
+)
 
 _, _DESCRIPTORS = resource.getrlimit(resource.RLIMIT_NOFILE)
 

@@ -16,7 +16,7 @@ import pytest
 
 from cwsandbox import NetworkOptions, Sandbox
 from cwsandbox.exceptions import SandboxError
-from tests.support.levels import NAMESPACES, needs_descriptors
+from tests.support.levels import needs_descriptors, needs_own_ipv6
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Iterator
@@ -24,19 +24,6 @@ if TYPE_CHECKING:
     from cwsandbox.process import Process
     from tests.support.gateway import ServedGateway
 
-
-def loopback_has_ipv6() -> bool:
-    try:
-        socket.create_server(("::1", 0), family=socket.AF_INET6).close()
-    except OSError:
-        return False
-    return True
-
-
-needs_own_ipv6 = pytest.mark.skipif(
-    not NAMESPACES and not loopback_has_ipv6(),
-    reason="level `process` shares the container's network, whose loopback has no IPv6",
-)
 
 PORTS = [{"container_port": 8080, "name": "web", "protocol": "TCP"}]
 SECONDS = 20
