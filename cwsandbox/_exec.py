@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import abc
 import itertools
 import threading
 from collections import deque
@@ -77,7 +78,7 @@ class ExecStats:
             return dict(self._counts)
 
 
-class CommandOperation(StreamOperation, Generic[R]):
+class CommandOperation(StreamOperation, abc.ABC, Generic[R]):
     """Runs one command.
 
     Args:
@@ -220,9 +221,9 @@ class CommandOperation(StreamOperation, Generic[R]):
         """The size of its terminal, if it has one."""
         return None
 
+    @abc.abstractmethod
     def _make_result(self, returncode: int) -> R:
         """What the caller gets."""
-        raise NotImplementedError
 
 
 class ExecOperation(CommandOperation[ProcessResult]):

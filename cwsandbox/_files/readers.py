@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import abc
 from typing import TYPE_CHECKING, TypeVar
 
 import anyio
@@ -108,7 +109,7 @@ class EventReader(_Closing[FileEvent]):
         return list(self._lines.feed(data))
 
 
-class _Feeding(FileOperation):
+class _Feeding(FileOperation, abc.ABC):
     """An operation that feeds a reader, which sets the pace; closing the reader ends it."""
 
     def start(self, kind: type[R], name: str) -> R:
@@ -143,8 +144,9 @@ class _Feeding(FileOperation):
         super().confirmed(info)
         self._begun._settle_value(None)
 
+    @abc.abstractmethod
     async def _begin(self) -> ClientStream:
-        raise NotImplementedError
+        """Open the stream."""
 
 
 class _FeedingRead(_Feeding):

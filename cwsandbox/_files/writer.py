@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import abc
 from typing import TYPE_CHECKING, Any
 
 import anyio
@@ -129,7 +130,7 @@ def _closed(filepath: str) -> SandboxFileError:
     return SandboxFileError(f"{filepath}: the writer is closed", filepath=filepath)
 
 
-class _Writing(FileOperation):
+class _Writing(FileOperation, abc.ABC):
     """A write stream whose size nobody knows before its end."""
 
     async def __call__(self) -> None:
@@ -147,8 +148,9 @@ class _Writing(FileOperation):
             await self._give_up(stream)
             raise
 
+    @abc.abstractmethod
     async def _send_all(self, stream: ClientStream) -> None:
-        raise NotImplementedError
+        """Send everything that there is."""
 
 
 class _WriteQueue(_Writing):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import abc
 import codecs
 import io
 from collections import deque
@@ -38,7 +39,7 @@ class _Plan(Enum):
     END = auto()
 
 
-class StreamReader(Generic[T]):
+class StreamReader(abc.ABC, Generic[T]):
     """Iterates over the output of a running command, with ``for`` or ``async for``, on any thread or event loop.
 
     Several consumers share one position: each item goes to one of them. What has arrived can still be read after the
@@ -187,9 +188,9 @@ class StreamReader(Generic[T]):
         finally:
             self._spool._discard_waiter(news)
 
+    @abc.abstractmethod
     def _decode(self, data: bytes, *, final: bool = False) -> Sequence[T]:
         """Make items of the next bytes."""
-        raise NotImplementedError
 
 
 class ChunkReader(StreamReader[bytes]):

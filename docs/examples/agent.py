@@ -54,11 +54,11 @@ class Tools:
         self._sandbox = sandbox
 
     async def write_file(self, path: str, text: str) -> str:
-        await self._sandbox.write_file(f"/work/{path}", text.encode())
+        await self._sandbox.write_file(f"/srv/{path}", text.encode())
         return f"wrote {path}"
 
     async def run(self, command: list[str]) -> str:
-        result = await self._sandbox.exec(command, cwd="/work", timeout_seconds=30)
+        result = await self._sandbox.exec(command, cwd="/srv", timeout_seconds=30)
         said = result.stdout if result.returncode == 0 else result.stderr.splitlines()[-1]
         return f"exit code {result.returncode}: {said.strip()}"
 
