@@ -82,10 +82,10 @@ class Unpacker:
     def close(self) -> None:
         """Let go of everything, and remove what is not complete. Again is harmless."""
         if self._file >= 0:
-            os.close(self._file)
-            self._file = -1
             with contextlib.suppress(OSError):
                 os.unlink(self._temporary, dir_fd=self._folder())
+            file, self._file = self._file, -1
+            os.close(file)
         while self._open:
             os.close(self._open.pop().fd)
         if self._fresh:

@@ -281,8 +281,12 @@ def _unpack(path: str, source: int) -> Iterator[bytes]:
     unpacker = Unpacker(path, contain=False)
     yield b""
     try:
-        while data := os.read(source, CHUNK_BYTES):
-            unpacker.feed(data)
-        unpacker.finish()
+        try:
+            while data := os.read(source, CHUNK_BYTES):
+                unpacker.feed(data)
+            unpacker.finish()
+        finally:
+            unpacker.close()
     finally:
+        # The end of the input and the word to stop come together: the one signal there is may have come within `close`.
         unpacker.close()
