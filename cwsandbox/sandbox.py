@@ -366,10 +366,10 @@ class Sandbox:
 
     @property
     def limit_holds(self) -> dict[str, str] | None:
-        """How its limits are held: keys "processes", and "cpu" and "memory" where they are limited.
+        """How its limits are held: keys "processes", "cpu" and "memory", where they are limited.
 
         "sandbox": the sandbox as a whole cannot exceed it. "process": each of its processes cannot. "none": nothing
-        holds it on this machine. None before the start.
+        holds it on this machine. None before the start, and if nothing is limited.
         """
         return self._core.facts.limit_holds
 

@@ -63,12 +63,12 @@ def requests_of(wanted: ResourceRequirements | None) -> Requests:
 
 
 def holds(limits: Limits, capabilities: Capabilities, *, strict: bool) -> dict[str, LimitHold]:
-    """Return how each limit is held: what was asked for, and the number of processes, which is always limited.
+    """Return how each limit is held: what was asked for, and what the runner limits unasked.
 
     Raises:
         StatusError: UNIMPLEMENTED: `strict`, and one is not held for the sandbox as a whole.
     """
-    found = {name: _hold(name, capabilities) for name in (*_asked(limits), "processes")}
+    found = {name: _hold(name, capabilities) for name in (*_asked(limits), *sorted(capabilities.default_limits))}
     for name in _asked(limits) if strict else ():
         if found[name] is not LimitHold.SANDBOX:
             raise _missing(

@@ -43,6 +43,8 @@ class Capabilities:
     """Of "memory", "cpu", "processes": those that are enforced for a whole box."""
     per_process_limits: frozenset[str] = frozenset()
     """Of the others: those that are enforced for each process of a box by itself."""
+    default_limits: frozenset[str] = frozenset()
+    """Of those that are enforced for a whole box: those that hold also when nobody asked for a limit."""
     healthy: bool = True
     """Whether boxes can be made at all."""
     egress_modes: tuple[str, ...] = ("isolated",)

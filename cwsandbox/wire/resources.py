@@ -234,7 +234,7 @@ class SandboxStatus(Message):
         exit_code: The main command's, absent until it was seen; 128 + N for signal N.
         isolation: "namespaces" or "process", once it runs. [ours]
         profile_id: [ours]
-        limit_holds: How each limit is held: "cpu" and "memory" if they are limited, "processes" always. [ours]
+        limit_holds: How each limit is held: those that were asked for, and those that its runner sets unasked. [ours]
         service_address: [ours]
         exposed_ports: [ours]
         applied_ingress_mode: [ours]

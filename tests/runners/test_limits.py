@@ -116,7 +116,10 @@ async def test_no_warden_is_left_of_a_box(bare: LocalRunner) -> None:
         return {name for name in os.listdir("/proc") if name.isdecimal() and _listens(name)}
 
     before = wardens()
-    box = await bare.create(box_spec())
+    unwatched = await bare.create(box_spec())
+    assert wardens() == before
+    await unwatched.stop(0)
+    box = await bare.create(box_spec(limits=Limits(processes=100)))
     (warden,) = wardens() - before
     await box.stop(0)
     await until_ended(int(warden))

@@ -231,7 +231,7 @@ def test_tokens_that_are_new_each_time_collect_no_connections() -> None:
         with pytest.raises(SandboxNotFoundError):
             kept.result()
         held = [key for key in portal_scope()._connections if str(key) == listener.url]
-        assert 1 <= len(held) <= 10
+        assert 1 <= len(held) <= 15  # Of 21; some are still being closed.
 
 
 def test_newer_credentials_are_tried_once_for_a_call() -> None:

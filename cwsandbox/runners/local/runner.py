@@ -25,6 +25,7 @@ from cwsandbox.runners.base import (
     ExecSpec,
     IsolationLevel,
     IsolationUnavailableError,
+    Limits,
     RunnerError,
 )
 from cwsandbox.runners.local import cgroups, image, probe, protocol
@@ -125,6 +126,7 @@ class LocalRunner(anyio.AsyncContextManagerMixin):
             memory_bytes=self._memory_bytes,
             architecture=probe.architecture(),
             enforced_limits=frozenset(limits),
+            default_limits=frozenset({"processes"} if namespaces else {"processes"} & self._cgroups.limits),
             per_process_limits=frozenset({"memory"} - limits),
             healthy=self._level is not None,
             egress_modes=("isolated", "internet") if namespaces else ("host", "isolated"),
@@ -213,7 +215,10 @@ class LocalRunner(anyio.AsyncContextManagerMixin):
     def _plan(self, name: str, spec: BoxSpec, level: IsolationLevel) -> dict[str, Any]:
         held = self._cgroups.limits
         processes = _DEFAULT_PROCESSES if spec.limits.processes is None else spec.limits.processes
-        watched = level is IsolationLevel.PROCESS and "processes" not in held and self._wardens
+        # Only when it is asked for: a fork that a warden is asked about can be interrupted by a signal, and shells that
+        # do not expect that fail.
+        asked = spec.limits.processes is not None
+        watched = level is IsolationLevel.PROCESS and "processes" not in held and self._wardens and asked
         if level is IsolationLevel.PROCESS:
             spec = evolve(spec, limits=evolve(spec.limits, processes=processes))
         return {
@@ -349,7 +354,7 @@ class LocalRunner(anyio.AsyncContextManagerMixin):
         self._level = IsolationLevel.NAMESPACES
 
     async def _try_out(self, level: IsolationLevel) -> None:
-        box = await self._create(BoxSpec("probe", ("true",)), level)
+        box = await self._create(BoxSpec("probe", ("true",), limits=Limits(processes=_DEFAULT_PROCESSES)), level)
         await box.stop(0)
         box.main.forget()
 
