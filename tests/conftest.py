@@ -4,6 +4,16 @@ from __future__ import annotations
 
 import pytest
 
+from tests.support.levels import NAMESPACES
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_cmdline_main(config: pytest.Config) -> None:
+    """One at a time where there are no namespaces: sandboxes share one file system there, whatever test they are of."""
+    if not NAMESPACES and getattr(config.option, "numprocesses", None):
+        config.option.numprocesses = 0
+        config.option.dist = "no"
+
 
 def pytest_configure(config: pytest.Config) -> None:
     config.addinivalue_line("markers", "row(*ids): the rows of the behaviour checklist that the test holds.")
