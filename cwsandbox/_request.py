@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -109,7 +110,7 @@ class SandboxRequest:
                 wire.Service(port=number, name=name, protocol=wire.ServiceProtocol[protocol])
                 for number, name, protocol in self.ports
             ),
-            max_lifetime_seconds=self.max_lifetime_seconds or 0.0,
+            max_lifetime_seconds=_lifetime(self.max_lifetime_seconds),
             max_timeout_seconds=float(self.max_timeout_seconds or 0),
             tags=self.tags,
             runner_ids=self.runner_ids,
@@ -152,6 +153,11 @@ def _secret_stores(secrets: Sequence[Secret]) -> tuple[SecretStoreReference, ...
         mapping = wire.SecretMapping(path=secret.name, field=secret.field, env_var=secret.env_var or secret.name)
         stores.setdefault(secret.store, []).append(mapping)
     return tuple(wire.SecretStoreReference(store_name=name, secrets=tuple(each)) for name, each in stores.items())
+
+
+def _lifetime(seconds: float | None) -> float:
+    """As the wire has it: 0 is none, and so is infinity, which JSON cannot say."""
+    return 0.0 if seconds is None or seconds == math.inf else seconds
 
 
 def _argv(defaults: SandboxDefaults, command: str | None, args: Sequence[str] | None) -> tuple[str, ...]:

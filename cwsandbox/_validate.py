@@ -108,17 +108,19 @@ def check_environment(environment: Mapping[str, str] | None, name: str) -> dict[
     return dict(environment)
 
 
-def check_seconds(value: float | None, name: str, *, positive: bool = False) -> float | None:
-    """A number of seconds, or None. Infinity is allowed and means no limit.
+def check_seconds(value: float | None, name: str, *, positive: bool = False, finite: bool = False) -> float | None:
+    """A number of seconds, or None. Infinity means no limit, and is allowed unless `finite` is wanted.
 
     Raises:
         TypeError: Not a number.
-        ValueError: NaN, negative, or zero where `positive` is wanted.
+        ValueError: NaN, negative, zero where `positive` is wanted, or infinite where `finite` is.
     """
     if value is None:
         return None
     if isinstance(value, bool) or not isinstance(value, int | float):
         raise TypeError(f"{name} must be a number of seconds, not {type(value).__name__}")
+    if finite and value == math.inf:
+        raise ValueError(f"{name} must be a finite number of seconds")
     if math.isnan(value) or value < 0 or (positive and value == 0):
         raise ValueError(f"{name} must be {'positive' if positive else 'zero or more'} seconds, not {value!r}")
     return value

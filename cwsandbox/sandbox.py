@@ -492,7 +492,7 @@ class Sandbox:
             SandboxNotFoundError: From the ref: unknown to the gateway, and not `missing_ok`.
             SandboxError: From the ref: the gateway could not stop it; a later call tries again.
         """
-        check_seconds(graceful_shutdown_seconds, "graceful_shutdown_seconds")
+        check_seconds(graceful_shutdown_seconds, "graceful_shutdown_seconds", finite=True)
         with self._lock:
             if self._life.ended or self._life.cancel():
                 self._leave_session()

@@ -306,6 +306,7 @@ REF: Any = OperationRef.completed(1)
         (lambda: Sandbox(defaults=SandboxDefaults(tags=TEXT)), "tags of the defaults must be a list"),
         (lambda: Sandbox(container_image=NUMBER), "container_image must be a str"),
         (lambda: Sandbox(annotations=NUMBER), "annotations must be a dict"),
+        (lambda: Sandbox().stop(graceful_shutdown_seconds=math.inf), "must be a finite number of seconds"),
         (lambda: Sandbox(base_url=NUMBER).start().result(), "the base URL must be a str"),
     ],
 )

@@ -6,6 +6,7 @@ Ports and networks have tests of their own (test_network.py), runners and profil
 
 from __future__ import annotations
 
+import math
 import os
 import sys
 from pathlib import Path
@@ -170,6 +171,11 @@ async def test_request_timeout_seconds_is_what_a_command_without_its_own_gets(de
             await attached.exec(["sleep", "60"])
     with pytest.raises(SandboxTimeoutError):
         await Sandbox(defaults=defaults, request_timeout_seconds=0).start()
+
+
+async def test_an_infinite_lifetime_is_none(defaults: SandboxDefaults) -> None:
+    async with Sandbox(defaults=defaults, max_lifetime_seconds=math.inf) as sandbox:
+        assert (await sandbox.exec(["true"])).returncode == 0
 
 
 async def test_max_lifetime_seconds(defaults: SandboxDefaults) -> None:
