@@ -14,9 +14,12 @@ if TYPE_CHECKING:
 
 __all__ = ["stop_sandbox"]
 
+_LAST_WORDS_SECONDS = 2.0
+"""How long the end of a stop waits for its commands to be told that their sandbox has ended."""
+
 
 async def stop_sandbox(sandbox: SandboxCore, *, snapshot: bool, grace_seconds: float, missing_ok: bool) -> None:
-    """Stop a sandbox and wait until it has ended; one that is on its way up is waited for first.
+    """Stop a sandbox and wait until it and its commands have ended; one on its way up is waited for first.
 
     Args:
         sandbox: What to stop.
@@ -34,14 +37,16 @@ async def stop_sandbox(sandbox: SandboxCore, *, snapshot: bool, grace_seconds: f
     if sandbox.starting is not None:
         async with sandbox.starting:
             pass
-    if sandbox.life.ended or sandbox.life.cancel():
-        return
-    try:
-        await _stop_started(sandbox, snapshot, grace_seconds)
-    except SandboxNotFoundError:
-        sandbox.life.gone()
-        if not missing_ok:
-            raise
+    if not sandbox.life.ended and not sandbox.life.cancel():
+        try:
+            await _stop_started(sandbox, snapshot, grace_seconds)
+        except SandboxNotFoundError:
+            sandbox.life.gone()
+            if not missing_ok:
+                raise
+    # Whoever stops it often leaves its scope next, and a command that was not told by then would end as cancelled.
+    with anyio.move_on_after(_LAST_WORDS_SECONDS):
+        await sandbox.stats.wait_idle()
 
 
 async def _stop_started(sandbox: SandboxCore, snapshot: bool, grace_seconds: float) -> None:

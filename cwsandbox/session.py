@@ -45,8 +45,6 @@ logger: logging.Logger = logging.getLogger("cwsandbox")
 
 _CLOSE_SECONDS = 60.0
 """How long leaving `async with` may take: all sandboxes stop at once, with 10 s of grace each."""
-_COUNT_SECONDS = 2.0
-"""How long closing waits for the commands of stopped sandboxes to be told that they have ended, so as to count them."""
 
 
 class Session:
@@ -406,10 +404,6 @@ class Session:
     async def _end(self, sandboxes: builtins.list[Sandbox]) -> None:
         failure = await _stop_all(sandboxes)
         if self._reporter.active:
-            with anyio.move_on_after(_COUNT_SECONDS):
-                for sandbox in sandboxes:
-                    if sandbox._life.ended:
-                        await sandbox._core.stats.wait_idle()
             await anyio.to_thread.run_sync(self.log_metrics)
         if failure is not None:
             raise failure

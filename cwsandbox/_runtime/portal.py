@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import anyio
 
 from cwsandbox._runtime._loops import LoopHandle
+from cwsandbox._runtime.operation import OperationRef
 from cwsandbox._runtime.scope import Scope, ScopeClosedError, _open_scopes
 
 if TYPE_CHECKING:
@@ -143,9 +144,10 @@ def run_blocking(async_fn: Callable[..., Awaitable[T]], *args: Any, name: str | 
     scope = portal_scope()
     if scope.loop.is_current():
         raise RuntimeError("a blocking call on the event loop that has to run it; use the `await` form instead")
-    ref = scope.start(async_fn, *args, name=name)
+    # Made first: Ctrl-C may come when the operation runs already, and starting it has not returned.
+    ref = OperationRef[T]()
     try:
-        return ref.result()
+        return scope.start(async_fn, *args, ref=ref, name=name).result()
     except KeyboardInterrupt:
         if ref._cancel():
             ref._latch.wait_blocking(EXIT_SECONDS)

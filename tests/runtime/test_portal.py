@@ -279,3 +279,23 @@ def test_ctrl_c_in_run_blocking_cancels_waits_and_is_raised() -> None:
             say("raised")
     """)
     check(done, 0, "operation ended", "raised")
+
+
+def test_ctrl_c_while_run_blocking_hands_the_operation_over() -> None:
+    done, _ = run_script("""
+        start = Scope.start
+
+        def start_and_interrupt(*args, **kwargs):
+            ref = start(*args, **kwargs)
+            started.wait()
+            signal.raise_signal(signal.SIGINT)
+            return ref
+
+        portal_scope()
+        Scope.start = start_and_interrupt
+        try:
+            run_blocking(blocked)
+        except KeyboardInterrupt:
+            say("raised")
+    """)
+    check(done, 0, "operation ended", "raised")

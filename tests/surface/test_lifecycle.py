@@ -505,6 +505,17 @@ async def test_fix_r_exec_on_a_sandbox_that_completes_during_startup_is_an_error
         await sandbox.exec(["echo", "too late"])
 
 
+def test_a_stop_returns_when_the_commands_have_been_told(sb: Sandbox) -> None:
+    # What leaves its scope next would otherwise cancel those that were not.
+    processes = [sb.exec(["sh", "-c", "echo up; exec sleep 60"]) for _ in range(20)]
+    for process in processes:
+        assert next(process.stdout) == "up\n"
+    sb.stop().result()
+    for process in processes:
+        with pytest.raises(SandboxNotRunningError):
+            process.result(timeout=0)
+
+
 def test_operations_after_our_own_stop(home_folder: object) -> None:
     sandbox = Sandbox.run("sh", "-c", "echo from main; trap 'exit 0' TERM; while :; do sleep 1; done")
     sandbox.wait()

@@ -136,9 +136,11 @@ def test_a_write_that_was_under_way_is_an_error_or_done(home_folder: Path, sb: S
 
 def test_a_shell_goes_on(home_folder: Path, sb: Sandbox) -> None:
     session = sb.shell(["sh"], width=80, height=24)
-    session.stdin.write(b"stty -echo; PS1=; number=0\n").result()
-    session.stdin.write(b"while [ $number -lt 20000 ]; do number=$((number+1)); echo line $number; done\n").result()
+    session.stdin.write(b"stty -echo; PS1=; number=0; echo no prompt from here $((0))\n").result()
     seen = b""
+    while b"from here 0" not in seen:
+        seen += next(session.output)
+    session.stdin.write(b"while [ $number -lt 20000 ]; do number=$((number+1)); echo line $number; done\n").result()
     for chunk in session.output:
         kill = b"line 2000\r" not in seen and b"line 2000\r" in seen + chunk
         seen += chunk
