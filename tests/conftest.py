@@ -2,9 +2,14 @@
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 import pytest
 
-from tests.support.levels import NAMESPACES
+from tests.support.levels import NAMESPACES, tidied
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
 
 
 @pytest.hookimpl(tryfirst=True)
@@ -24,3 +29,10 @@ def pytest_configure(config: pytest.Config) -> None:
 def anyio_backend(request: pytest.FixtureRequest) -> str:
     """Every async test runs on both loops."""
     return str(request.param)
+
+
+@pytest.fixture(autouse=not NAMESPACES)
+def tidy(request: pytest.FixtureRequest) -> Iterator[None]:
+    """Tests name fixed files; without namespaces the next one's sandboxes would find them."""
+    with tidied(request.path):
+        yield

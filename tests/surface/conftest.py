@@ -12,7 +12,6 @@ from typing import TYPE_CHECKING
 import pytest
 
 from cwsandbox import Sandbox, _exit
-from tests.support import levels
 from tests.support.gateway import ServedGateway, served_gateway
 from tests.support.leftovers import gateway_processes, shut_down_and_look
 
@@ -50,13 +49,6 @@ def home_folder() -> Iterator[Path]:
         left = [f"held to the end: {core!r}" for core in _exit._held] + shut_down_and_look(base)
     shutil.rmtree(base)
     assert left == [], "\n".join(left)
-
-
-@pytest.fixture(autouse=not levels.NAMESPACES)
-def tidy(request: pytest.FixtureRequest) -> Iterator[None]:
-    """Tests name fixed files; without namespaces the next one's sandboxes would find them."""
-    with levels.tidied(request.path):
-        yield
 
 
 @pytest.fixture
