@@ -9,6 +9,7 @@ import hashlib
 import os
 import signal
 import time
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import anyio
@@ -19,8 +20,6 @@ from cwsandbox import Sandbox, SandboxTimeoutError
 from tests.support.leftovers import gateway_processes
 
 if TYPE_CHECKING:
-    from pathlib import Path
-
     from cwsandbox.process import Process
 
 WRITER = """
@@ -37,7 +36,9 @@ print(digest.hexdigest(), file=sys.stderr)
 
 def kill_gateway(base: Path) -> None:
     """SIGKILL the embedded gateway of the test run; the next operation starts another."""
-    (pid,) = gateway_processes(base)
+    pids = gateway_processes(base)
+    assert len(pids) == 1, [Path(f"/proc/{pid}/cmdline").read_bytes() for pid in pids]
+    (pid,) = pids
     os.kill(pid, signal.SIGKILL)
 
 
