@@ -26,8 +26,10 @@ def shut_down_and_look(folder: Path) -> list[str]:
         _shut_down(path)
     deadline = time.monotonic() + END_SECONDS
     outlived = [pid for pid, started in family if started == start_time(pid) and not wait_ended(pid, deadline)]
+    there = {*outlived, *gateway_processes(folder)}
     return [
-        *(f"process {pid}: {_argv(pid)}" for pid in {*outlived, *gateway_processes(folder)}),
+        *(f"process {pid}: {_argv(pid)}" for pid in there),
+        *(f"its log: {line}" for log in folder.rglob("*.log") if there for line in _tail(log)),
         *_lines_with(folder, Path("/proc/self/mountinfo"), "mount"),
         *_lines_with(folder, Path("/proc/net/unix"), "socket"),
         *(f"cgroup {path}" for path in _empty_cgroups(family)),
@@ -50,6 +52,10 @@ def _argv(pid: int) -> str:
         return Path(f"/proc/{pid}/cmdline").read_bytes().replace(b"\0", b" ").decode("utf-8", "replace")
     except OSError:
         return "gone meanwhile"
+
+
+def _tail(log: Path) -> list[str]:
+    return log.read_text(errors="replace").splitlines()[-20:]
 
 
 def _lines_with(folder: Path, table: Path, word: str) -> list[str]:
