@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Final
 
 from cwsandbox.wire.errors import Code, Reason, Status
 from cwsandbox.wire.resources import State
@@ -11,6 +11,9 @@ if TYPE_CHECKING:
     from collections.abc import Mapping
 
     from cwsandbox.gateway.sandbox import Record
+
+_FACT_CHARS: Final = 4096
+"""As long as a path may be (PATH_MAX). What a client sent is given back in statuses, and those have to fit a frame."""
 
 
 class StatusError(Exception):
@@ -25,7 +28,8 @@ def error(
     code: Code, message: str, reason: Reason | None = None, metadata: Mapping[str, str] | None = None
 ) -> StatusError:
     """Make the exception for a code and a message."""
-    return StatusError(Status.make(code, message, reason=reason, metadata=dict(metadata or {})))
+    facts = {name: text[:_FACT_CHARS] for name, text in (metadata or {}).items()}
+    return StatusError(Status.make(code, message, reason=reason, metadata=facts))
 
 
 def invalid(message: str, reason: Reason = Reason.INVALID_ARGUMENT) -> StatusError:

@@ -219,21 +219,18 @@ class Stream:
         self._end(FrameType.EXIT_SIGNAL, name.encode())
 
     def fail(self, status: Status) -> None:
-        """Server: refuse the stream, or end it as failed, and close it. A longer message is cut at 16 Ki characters.
+        """Server: refuse the stream, or end it as failed, and close it.
+
+        A message beyond 16 Ki characters is cut, and details that no frame holds are left out: to say what went wrong
+        must not fail.
 
         Raises:
-            ValueError: The details are too large for a frame.
+            ValueError: On a client.
         """
-        if self.closing:
-            return
-        document = status.to_json()
-        document["message"] = status.message[:_STATUS_MESSAGE_CHARS].encode(errors="replace").decode()
-        payload = dump_json(document)
-        if len(payload) > FRAME_BYTES:
-            raise ValueError(f"a status of {len(payload)} bytes")
         self._must_be(Role.SERVER)
-        self._result = self._result or (FrameType.STATUS, payload)
-        self.close()
+        if not self.closing:
+            self._result = self._result or (FrameType.STATUS, _status_payload(status))
+            self.close()
 
     def close(self) -> None:
         """Close this side, behind everything queued; again is harmless.
@@ -508,3 +505,13 @@ class Stream:
             self._peer_close()
         placeholder._successor = self
         self._wake()
+
+
+def _status_payload(status: Status) -> bytes:
+    message = status.message[:_STATUS_MESSAGE_CHARS].encode(errors="replace").decode()
+    document = {**status.to_json(), "message": message}
+    try:
+        payload = dump_json(document)
+    except ValueError:
+        payload = b""
+    return payload if 0 < len(payload) <= FRAME_BYTES else dump_json({**document, "details": []})

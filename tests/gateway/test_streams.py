@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import signal
 from typing import TYPE_CHECKING
 
 import anyio
+import pytest
 
 from cwsandbox.gateway.service import Limits
 from cwsandbox.wire.channel import WINDOW_BYTES, StreamKind
+from cwsandbox.wire.codec import PosixPath
 from cwsandbox.wire.errors import Code, Reason
+from cwsandbox.wire.streams import ReadOpen
 from tests.gateway.conftest import ME, World, execute, open_world, spec_of
 
 if TYPE_CHECKING:
@@ -277,6 +281,22 @@ class TestEnds:
         assert result.failure is not None
         assert result.failure.code is Code.INVALID_ARGUMENT
         assert "nonsense" in result.failure.message
+
+    @pytest.mark.parametrize("endless", ["sandbox_id", "path"])
+    async def test_names_without_end_harm_nobody(self, world: World, endless: str) -> None:
+        sandbox, client = await world.sandbox(), await world.client()
+        name = "/" + "x" * 1_000_000
+        if endless == "path":
+            request = ReadOpen(sandbox_id=sandbox.record.sandbox_id, path=PosixPath(name))
+        else:
+            request = ReadOpen(sandbox_id=name, path=PosixPath("/f"))
+        result = await client.open(StreamKind.READ, request).wait()
+        assert result.failure is not None
+        if endless == "sandbox_id":
+            assert result.failure.reason == Reason.SANDBOX_NOT_FOUND
+        else:
+            assert result.failure.metadata["errno"] == str(errno.ENAMETOOLONG)
+        assert (await execute(client, sandbox, "true").wait()).status == 0
 
     async def test_another_principals_sandbox_does_not_exist(self, world: World) -> None:
         sandbox = await world.service.create("other", spec_of())

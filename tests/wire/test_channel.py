@@ -189,6 +189,16 @@ def test_an_endless_error_message_is_cut() -> None:
     assert len(failed.status.message) == 16 * 1024
 
 
+@pytest.mark.parametrize("detail", ["z" * 300_000, "z" * 9_000_000, "\ud800"])
+def test_details_that_no_frame_holds_are_left_out(detail: str) -> None:
+    line = Line()
+    _stream, peer = line.open()
+    peer.fail(Status(Code.INTERNAL, "why", [{"@type": "x", "y": detail}]))
+    failed, _ = line.down()
+    assert isinstance(failed, Failed)
+    assert failed.status == Status(Code.INTERNAL, "why")
+
+
 def test_the_result_comes_behind_all_data_queued_before() -> None:
     line = Line()
     _stream, peer = line.open()
@@ -662,7 +672,6 @@ def test_wrong_use_is_an_error_at_the_call() -> None:
         lambda: peer.confirm({}),
         lambda: peer.exit_status(-1),
         lambda: peer.exit_signal("nonsense"),
-        lambda: peer.fail(Status(Code.INTERNAL, "", [{"@type": "x", "y": "z" * 300_000}])),
         lambda: unconfirmed.send(b"x"),
         unconfirmed.send_eof,
         lambda: unconfirmed.exit_status(0),
