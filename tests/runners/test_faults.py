@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 import anyio
 import pytest
 
-from cwsandbox.runners.base import BoxGoneError, ExecSpec, IsolationLevel, Limits
+from cwsandbox.runners.base import BoxGoneError, CommandNotStartedError, ExecSpec, IsolationLevel, Limits
 from cwsandbox.runners.local.link import connect
 from tests.runners.conftest import box_spec
 from tests.runners.support import (
@@ -107,6 +107,24 @@ async def test_an_agent_that_lies_fails_its_own_box_only(
             await process.wait()
             await liar.wait_gone()
         assert descriptors() <= before
+    assert (await run(box, "echo", "unharmed")).text == "unharmed\n"
+
+
+async def test_names_without_end_fail_by_themselves(box: Box) -> None:
+    name = "/" + "x" * 200_000
+    for spec, why in (
+        (ExecSpec(exec_id(), (name,)), ": not found"),
+        (ExecSpec(exec_id(), ("true",), cwd=name), ": File name too long"),
+    ):
+        with pytest.raises(CommandNotStartedError) as failure:
+            await box.exec(spec)
+        assert str(failure.value).endswith(why)
+    for attempt in (box.open_file(name), box.create_file(name), box.file_info(asked("stat", name))):
+        with pytest.raises(OSError, match="File name too long"):
+            await attempt
+    for action, options in (("list", {}), ("glob", {"pattern": "*"}), ("watch", {}), ("pack", {}), ("remove", {})):
+        with pytest.raises(OSError, match="File name too long"):
+            await box.file_job(asked(action, name, **options))
     assert (await run(box, "echo", "unharmed")).text == "unharmed\n"
 
 

@@ -30,6 +30,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator, Sequence
 
 _ROWS_PER_LINE = 200
+_PATH_MAX = 4096
 
 
 # Quick operations, in the agent itself.
@@ -153,14 +154,19 @@ def _run(body: dict[str, Any], output: int, status: int, source: int) -> None:
     except BrokenPipeError:
         return  # Nobody is interested any more.
     except FolderStreamError as error:
-        _tell(status, {"errno": errno.EPROTO, "message": str(error), "path": body["path"]})
+        _tell_error(status, errno.EPROTO, str(error), body["path"])
     except OSError as error:
         path = error.filename if isinstance(error.filename, str) else body["path"]
-        _tell(status, {"errno": error.errno or errno.EIO, "message": error.strerror or str(error), "path": path})
+        _tell_error(status, error.errno or errno.EIO, error.strerror or str(error), path)
     except Exception as error:
-        _tell(status, {"errno": errno.EIO, "message": f"{type(error).__name__}: {error}"[:1000], "path": body["path"]})
+        _tell_error(status, errno.EIO, f"{type(error).__name__}: {error}", body["path"])
     else:
         _tell(status, {"done": True})
+
+
+def _tell_error(status: int, number: int, message: str, path: str) -> None:
+    # The gateway takes a line of 32 KiB, and a character may take six bytes of it.
+    _tell(status, {"errno": number, "message": message[:1000], "path": path[:_PATH_MAX]})
 
 
 def _tell(status: int, body: dict[str, Any]) -> None:

@@ -19,14 +19,16 @@ if TYPE_CHECKING:
 
 _RESET = signal.valid_signals() - {signal.SIGKILL, signal.SIGSTOP}
 _OUT_OF_RESOURCES = (errno.EAGAIN, errno.ENOMEM, errno.EMFILE, errno.ENFILE)
+_NAME_CHARS = 4000
+"""Names may be as long as arguments; the gateway takes messages of 4096 characters."""
 DEFAULT_PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
 
 
 class NotStartedError(Exception):
     """The command could not be started; `status` is a shell's exit status for that."""
 
-    def __init__(self, message: str, status: int) -> None:
-        super().__init__(message)
+    def __init__(self, name: str, why: str, status: int) -> None:
+        super().__init__(f"{name[:_NAME_CHARS]}: {why}")
         self.status = status
 
 
@@ -57,7 +59,7 @@ class Spawner:
         try:
             os.chdir(cwd)
         except OSError as error:
-            raise NotStartedError(f"cd: {cwd}: {error.strerror}", 2) from error
+            raise NotStartedError(f"cd: {cwd}", str(error.strerror), 2) from error
         try:
             program = find_program(argv[0], env.get("PATH", DEFAULT_PATH))
             if terminal is not None:
@@ -134,8 +136,8 @@ class Spawner:
             if error.errno in _OUT_OF_RESOURCES or error.errno == errno.E2BIG:
                 raise
             if error.errno in {errno.ENOENT, errno.ENOTDIR}:
-                raise NotStartedError(f"{argv[0]}: not found (or the interpreter it names)", 127) from error
-            raise NotStartedError(f"{argv[0]}: {error.strerror}", 126) from error
+                raise NotStartedError(argv[0], "not found (or the interpreter it names)", 127) from error
+            raise NotStartedError(argv[0], str(error.strerror), 126) from error
         finally:
             resource.setrlimit(resource.RLIMIT_NOFILE, (self._hard, self._hard))
 
@@ -160,5 +162,5 @@ def find_program(name: str, path: str) -> str:
             return candidate
         denied = True
     if denied:
-        raise NotStartedError(f"{name}: Permission denied", 126)
-    raise NotStartedError(f"{name}: not found", 127)
+        raise NotStartedError(name, "Permission denied", 126)
+    raise NotStartedError(name, "not found", 127)
