@@ -79,7 +79,7 @@ class Connection:
         self._admitted = admitted
         self._transport = transport
         self._channel = Channel(Role.SERVER)
-        self._tasks: dict[int, StreamTask] = {}
+        self._tasks: dict[Stream, StreamTask] = {}
         self._output = anyio.Event()
         self._scope = anyio.CancelScope()
         # The client said goodbye or broke the protocol: it will not come back.
@@ -107,7 +107,7 @@ class Connection:
 
     def release(self, task: StreamTask) -> None:
         """The task ended for good, or another connection took it over."""
-        self._tasks.pop(task.stream.id, None)
+        self._tasks.pop(task.stream, None)
         task.owner = None
 
     def _leave(self) -> None:
@@ -188,7 +188,7 @@ class Connection:
             case events.Goodbye():
                 self._final = True
             case events.StreamEvent():
-                task = self._tasks.get(event.stream.id)
+                task = self._tasks.get(event.stream)
                 if task is not None:
                     self._dispatch_to(task, event)
 
@@ -231,20 +231,19 @@ class Connection:
 
     def _adopt(self, task: StreamTask, opened: events.Opened) -> None:
         """The client is back, maybe before its old connection was noticed to be dead."""
-        former = task.owner
-        if former is not None:
-            former.release(task)
         try:
             self._channel.adopt(task.stream, opened)
         except ValueError:
             opened.stream.fail(Status.make(Code.INVALID_ARGUMENT, "the exec id names another stream"))
-        else:
-            self._own(task)
-            task.on_credit()  # The client may have taken more while it was away.
+            return
+        if task.owner is not None:
+            task.owner.release(task)
+        self._own(task)
+        task.on_credit()  # The client may have taken more while it was away.
 
     def _own(self, task: StreamTask) -> None:
         task.owner = self
-        self._tasks[task.stream.id] = task
+        self._tasks[task.stream] = task
 
 
 def _make_task(service: Service, principal: str, stream: Stream) -> StreamTask:

@@ -167,10 +167,13 @@ class MainLog:
             return Snapshot(wanted, self._oldest, end)
 
     async def remove(self) -> None:
-        """Delete the files."""
+        """Delete the files; what the disk refuses stays, and is logged."""
         self.close()
         async with self._lock:
-            await anyio.to_thread.run_sync(remove_files, self._path)
+            try:
+                await anyio.to_thread.run_sync(remove_files, self._path)
+            except OSError as error:
+                _log.warning("the log of an ended sandbox could not be removed: %s", error)
 
     def _append(self, entry: Entry) -> None:
         if self._size >= self._half:

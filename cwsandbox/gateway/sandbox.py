@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import logging
 import math
+import signal
 import sqlite3
 from datetime import UTC, datetime
 from time import monotonic
@@ -281,8 +282,7 @@ class LiveSandbox:
                 await box.stop(0)
                 await box.wait_gone()
                 return True
-        except (RunnerError, OSError):
-            _log.exception("sandbox %s could not be removed cleanly", sandbox_id)
+            _log.error("sandbox %s was not gone after %g s", sandbox_id, _REMOVE_SECONDS)
         except Exception:
             _log.exception("sandbox %s could not be removed", sandbox_id)
         return False
@@ -291,7 +291,7 @@ class LiveSandbox:
         status = self._main_exit
         stopped = self._stop is not None
         # KILL after a stop is ours, not an exit of the command's own.
-        if status is not None and not (stopped and status.signal == 9):
+        if status is not None and not (stopped and status.signal == signal.SIGKILL):
             self.record.exit_code = status.returncode
         if not removed:
             self.record.state_reason = "the sandbox could not be removed; the gateway's log says more"
@@ -307,10 +307,10 @@ class LiveSandbox:
         """The main command ended by itself, with the exit code that the record has."""
         self.advance(Trigger.MAIN_EXITED, f"the main command ended with exit status {self.record.exit_code}")
 
-    async def _guard(self, function: Callable[..., object], *args: object) -> None:
+    async def _guard(self, function: Callable[..., Awaitable[None]], *args: object) -> None:
         """Run a helper of `run_in`; a failure of its own must not end the sandbox's task."""
         try:
-            await function(*args)  # type: ignore[misc]
+            await function(*args)
         except (BoxGoneError, anyio.ClosedResourceError, anyio.BrokenResourceError):
             pass  # The box ended under it.
         except Exception:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 from collections import deque
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Final
 
 import anyio
 
@@ -14,6 +14,8 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Coroutine
 
     from cwsandbox.runners.base import ByteSink
+
+_NOBODY_READS: Final = (OSError, anyio.BrokenResourceError, anyio.ClosedResourceError, BoxGoneError)
 
 
 class StdinFeeder:
@@ -27,7 +29,7 @@ class StdinFeeder:
     """
 
     def __init__(
-        self, start_soon: Callable[[Callable[[], Coroutine[Any, Any, None]]], None], taken: Callable[[int], None]
+        self, start_soon: Callable[[Callable[[], Coroutine[Any, Any, None]]], object], taken: Callable[[int], None]
     ) -> None:
         self._start_soon = start_soon
         self._taken = taken
@@ -73,7 +75,7 @@ class StdinFeeder:
                     await self._write(self._sink, self._queue[0])
                     self._taken(len(self._queue.popleft()))
                 if self._eof:
-                    with contextlib.suppress(anyio.BrokenResourceError, BoxGoneError):
+                    with contextlib.suppress(*_NOBODY_READS):
                         await self._sink.aclose()
         finally:
             self._scope = None
@@ -83,5 +85,5 @@ class StdinFeeder:
             return
         try:
             await sink.send(data)
-        except (OSError, anyio.BrokenResourceError, anyio.ClosedResourceError, BoxGoneError):
+        except _NOBODY_READS:
             self._broken = True  # Nobody reads any more; the rest is taken and dropped, as in a shell's pipe.

@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import anyio
+import pytest
 
+from cwsandbox.gateway.stdin import StdinFeeder
+from cwsandbox.runners.base import BoxGoneError
 from cwsandbox.wire.errors import Code, Reason
 from cwsandbox.wire.streams import SandboxInfo
 from tests.gateway.conftest import World, execute
@@ -69,3 +72,31 @@ async def test_stdin_reaches_the_command_and_its_end_too(world: World) -> None:
     client.wake()
     await result.wait()
     assert (result.stdout, result.status) == (b"hello", 0)
+
+
+class CutSink:
+    """An input that is cut while it is written or ended."""
+
+    taken_bytes = sent_bytes = 0
+
+    def __init__(self, problem: Exception) -> None:
+        self.problem = problem
+
+    async def send(self, data: bytes) -> None:
+        raise self.problem
+
+    async def aclose(self) -> None:
+        raise self.problem
+
+
+@pytest.mark.parametrize(
+    "problem", [OSError(), anyio.BrokenResourceError(), anyio.ClosedResourceError(), BoxGoneError("gone")], ids=repr
+)
+async def test_an_input_that_is_cut_harms_nobody(problem: Exception) -> None:
+    taken: list[int] = []
+    async with anyio.create_task_group() as service:
+        feeder = StdinFeeder(service.start_soon, taken.append)
+        feeder.feed(b"hello")
+        feeder.end()
+        feeder.begin(CutSink(problem))
+    assert taken == [5]

@@ -314,6 +314,13 @@ class TestMainLog:
         assert before.oldest > 0
         assert after.entries == before.entries
 
+    async def test_files_that_cannot_be_removed_are_told_of(
+        self, folder: Path, caplog: pytest.LogCaptureFixture
+    ) -> None:
+        (folder / "file").touch()
+        await MainLog(str(folder / "file" / "log")).remove()
+        assert "could not be removed" in caplog.text
+
     def test_tails(self) -> None:
         entries = tuple(Entry(0, data) for data in (b"a\nb", b"c\n", b"d\ne\n", b"f"))
         assert [b"".join(entry.data for entry in tail(entries, lines)) for lines in (1, 2, 3, 9)] == [

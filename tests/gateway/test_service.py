@@ -15,7 +15,7 @@ from cwsandbox.runners.base import BoxSpec, ImageNotFoundError, RunnerError
 from cwsandbox.wire.errors import Code, Reason
 from cwsandbox.wire.resources import State
 from tests.gateway.conftest import ME, World, open_world, spec_of
-from tests.gateway.hostrunner import HostRunner
+from tests.gateway.hostrunner import HostBox, HostRunner
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -76,6 +76,18 @@ async def test_a_lost_box_fails_the_sandbox(world: World) -> None:
     await world.runner.boxes[sandbox.record.sandbox_id].lose()
     assert await ended(world, sandbox.record.sandbox_id) is State.FAILED
     assert "lost" in sandbox.record.state_reason
+
+
+async def test_a_box_that_will_not_go_fails_its_sandbox_and_the_log_says_so(
+    world: World, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr("cwsandbox.gateway.sandbox._REMOVE_SECONDS", 0.05)
+    sandbox = await world.sandbox()
+    monkeypatch.setattr(HostBox, "wait_gone", lambda _: anyio.sleep_forever())
+    world.service.stop(ME, sandbox.record.sandbox_id, 0)
+    assert await ended(world, sandbox.record.sandbox_id) is State.TERMINATED
+    assert "log says more" in sandbox.record.state_reason
+    assert f"{sandbox.record.sandbox_id} was not gone" in caplog.text
 
 
 class TestRequestIds:

@@ -365,6 +365,23 @@ class TestLostConnections:
         assert result.status == 0
         assert len(world.runner.executed) == 1
 
+    async def test_an_exec_id_in_use_for_another_kind_is_refused_and_its_stream_goes_on(self, world: World) -> None:
+        sandbox = await world.sandbox()
+        first, second = await world.client(), await world.client()
+        result = execute(first, sandbox, "cat", stdin=True, exec_id="same")
+        await result.confirmed_event.wait()
+        for client in (first, second):
+            request = ReadOpen(sandbox_id=sandbox.record.sandbox_id, path=PosixPath("/etc/hostname"))
+            refused = await client.open(StreamKind.READ, request, "same").wait()
+            assert refused.failure is not None
+            assert refused.failure.code is Code.INVALID_ARGUMENT
+            first.results["same"] = result
+        result.stream.send(b"still here")
+        result.stream.send_eof()
+        first.wake()
+        await result.wait()
+        assert (result.stdout, result.status) == (b"still here", 0)
+
     async def test_the_end_waits_for_a_client_that_is_away(self, world: World) -> None:
         sandbox = await world.sandbox()
         client = await world.client()
