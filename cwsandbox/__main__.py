@@ -17,6 +17,8 @@ def main() -> int:
             raise
         sys.stderr.write(f"cwsandbox: its command line needs the package {error.name}: pip install {error.name}\n")
         return 1
+    except KeyboardInterrupt:
+        return 130
     return run()
 
 

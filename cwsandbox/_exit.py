@@ -25,6 +25,7 @@ from typing import TYPE_CHECKING, Any
 
 import anyio
 
+from cwsandbox._runtime.portal import begin_end
 from cwsandbox._runtime.scope import Scope
 from cwsandbox.exceptions import SandboxNotFoundError
 
@@ -124,6 +125,7 @@ def _end_held() -> None:
     left = [sandbox for sandbox in list(_held) if sandbox.life.wants_stop]
     if not left:
         return
+    begin_end()
     try:
         anyio.run(_end_all, left)
     except Exception as error:

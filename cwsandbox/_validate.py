@@ -224,5 +224,5 @@ def _sendable(text: str, name: str) -> str:
     try:
         text.encode()
     except UnicodeEncodeError:
-        raise ValueError(f"{name} has half a character (a surrogate), which cannot be sent; is it no text?") from None
+        raise ValueError(f"{name} is not text: it has a lone surrogate, from bytes that are not UTF-8") from None
     return text

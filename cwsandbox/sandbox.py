@@ -749,7 +749,7 @@ class Sandbox:
     async def _stop_at_exit(self) -> None:
         """The program ends inside the context. A stop that was accepted before needs nobody to wait for it."""
         if self._life.phase is not Phase.STOPPING:
-            await self._stop()
+            await self._stop(missing_ok=True)
 
     def __repr__(self) -> str:
         return repr(self._core)

@@ -7,6 +7,7 @@ import importlib
 import json
 import logging
 import math
+import os
 import sys
 from contextlib import asynccontextmanager
 from typing import TYPE_CHECKING, Any
@@ -23,8 +24,9 @@ from cwsandbox._client.channel import Connection, ExecChannel, Timing, open_chan
 from cwsandbox._client.errors import TransportError, bad_answer, unreachable
 from cwsandbox._client.folders import Folders, prepare_folders
 from cwsandbox._client.http import Api, Reply, read_gateway_info, refusal
+from cwsandbox._runtime.portal import program_ends
 from cwsandbox._version import __version__
-from cwsandbox.exceptions import CWSandboxError, SandboxUnavailableError
+from cwsandbox.exceptions import CWSandboxError, SandboxNotFoundError, SandboxUnavailableError
 from cwsandbox.wire.frames import PROTOCOL_VERSION
 
 if TYPE_CHECKING:
@@ -156,17 +158,25 @@ class _Finder:
         """Find the embedded gateway or start it.
 
         Raises:
+            SandboxNotFoundError: It has ended, its sandboxes with it, and a program that ends needs no other one.
             CWSandboxError: It is not there and cannot be started, or is not one that we understand.
         """
         assert self._folders is not None
         if await self._answers():
             return
+        if program_ends() and self._ended_in_order():
+            raise SandboxNotFoundError(f"{self._address} has ended, and its sandboxes with it")
         async with embedded.start_lock(self._folders):
             if await self._answers():
                 return
             tell_once(await embedded.start(self._folders))
         if not await self._answers():
             raise SandboxUnavailableError(f"{self._address} ended right after its start; see {self._folders.log}")
+
+    def _ended_in_order(self) -> bool:
+        """Whether there are no sandboxes: a gateway that crashes leaves its socket, and boxes for its successor."""
+        assert self._folders is not None
+        return not os.path.lexists(self._folders.socket)
 
     async def _answers(self) -> bool:
         try:

@@ -113,10 +113,21 @@ def _start_portal() -> Scope:
         return _portal.scope
 
 
+def program_ends() -> bool:
+    """Whether the program is ending: what is asked of a gateway now serves to clean up."""
+    return _exiting
+
+
+def begin_end() -> None:
+    """The program is ending; also for a signal handler, which may have interrupted whoever holds the lock."""
+    global _exiting
+    _exiting = True
+
+
 def _close_at_exit() -> None:
-    global _portal, _exiting
+    global _portal
     with _lock:
-        _exiting = True
+        begin_end()
         portal, _portal = _portal, None
     if portal is not None:
         portal.close(EXIT_SECONDS)

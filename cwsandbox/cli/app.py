@@ -38,7 +38,7 @@ _SECTIONS: Final = {
     "This machine": {"doctor": "doctor", "completion": "completion"},
 }
 _MODULES: Final = {name: module for section in _SECTIONS.values() for name, module in section.items()}
-_ALIASES: Final = {"delete": "rm"}
+_ALIASES: Final = {"delete": "rm", "list": "ls", "shell": "sh"}
 
 
 class _Commands(click.Group):

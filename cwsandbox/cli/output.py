@@ -29,8 +29,11 @@ def printable(text: object) -> str:
 
 
 def error_line(problem: BaseException) -> str:
-    """The message of a failure; its line breaks stay."""
-    text = "\n".join(printable(line) for line in str(problem).split("\n"))
+    """The message of a failure; its line breaks stay, the number of an `OSError` does not."""
+    text = str(problem)
+    if isinstance(problem, OSError) and problem.strerror:
+        text = problem.strerror if problem.filename is None else f"{problem.filename}: {problem.strerror}"
+    text = "\n".join(printable(line) for line in text.split("\n"))
     return f"Error: {text or type(problem).__name__}"
 
 

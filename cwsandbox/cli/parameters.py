@@ -66,13 +66,18 @@ def quiet_option(function: F) -> F:
 
 def sandbox_argument(function: F) -> F:
     """One sandbox id, completed by the shell."""
-    return click.argument("sandbox_id", shell_complete=complete_sandbox_ids)(function)
+    return click.argument("sandbox_id", callback=_check_id, shell_complete=complete_sandbox_ids)(function)
 
 
 def sandboxes_argument(function: F) -> F:
     """Sandbox ids, at least one."""
     return click.argument(
-        "sandbox_ids", metavar="SANDBOX_ID...", nargs=-1, required=True, shell_complete=complete_sandbox_ids
+        "sandbox_ids",
+        metavar="SANDBOX_ID...",
+        nargs=-1,
+        required=True,
+        callback=_check_id,
+        shell_complete=complete_sandbox_ids,
     )(function)
 
 
@@ -99,6 +104,12 @@ def environment_option(function: F) -> F:
         callback=_read_environment,
         help="Environment variable; a NAME alone takes its value from here. May be repeated.",
     )(function)
+
+
+def _check_id(ctx: click.Context, param: click.Parameter, value: Any) -> Any:
+    if value == "" or (isinstance(value, tuple) and "" in value):
+        raise click.BadParameter("must not be empty; is a variable not set?", ctx, param)
+    return value
 
 
 def _check_cwd(ctx: click.Context, param: click.Parameter, value: str | None) -> str | None:

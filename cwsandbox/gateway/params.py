@@ -30,8 +30,12 @@ class Query:
         self._params = params
 
     def texts(self, name: str) -> tuple[str, ...]:
-        """All values of a repeated parameter; empty ones are left out."""
-        return tuple(value for value in self._params.getlist(name) if value)
+        """All values of a repeated parameter.
+
+        An empty one is one that nothing matches, or only what is named so: leaving it out would make a filter whose
+        value somebody forgot match everything.
+        """
+        return tuple(self._params.getlist(name))
 
     def text(self, name: str) -> str:
         """The value, "" if there is none."""

@@ -236,6 +236,8 @@ def test_wrong_usage_is_status_2_and_says_what_is_wrong(kept: str, capsys: pytes
         (("exec", "--timeout", "0", kept, "ls"), "is not a duration"),
         (("run", "--lifetime", "inf", "true"), "is not a duration"),
         (("exec", "--nope", kept, "ls"), "No such option"),
+        (("exec", "", "ls"), "'SANDBOX_ID': must not be empty"),
+        (("rm", kept, ""), "'SANDBOX_ID...': must not be empty"),
         (("exec", "-e", "=x", kept, "ls"), "no name"),
         (("exec", kept, ""), "must not be empty"),
         (("run",), "a COMMAND is needed, or --detach"),

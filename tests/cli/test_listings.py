@@ -25,6 +25,7 @@ def test_a_listing_as_a_table_and_as_json(kept: str) -> None:
     assert list(row) == ["sandbox_id", "status", "runner_id", "profile_id", "runner_group_id", "started_at"]
     assert (row["sandbox_id"], row["status"], row["runner_id"]) == (kept, "running", "local")
     assert sandboxes("-t", "kept") == [kept]
+    assert sandboxes("-t", "") == []  # as in `ls -q -t "$UNSET" | xargs cwsandbox rm`
 
 
 def test_an_empty_listing_says_so(home_folder: object) -> None:
@@ -38,7 +39,7 @@ def test_an_empty_listing_says_so(home_folder: object) -> None:
 def test_ended_sandboxes_are_listed_when_asked_for(home_folder: object) -> None:
     assert cws("run", "--tag", "over", "true").returncode == 0
     assert sandboxes("-t", "over") == []
-    assert len(sandboxes("-t", "over", "--all")) == 1
+    assert len(sandboxes("-t", "over", "--all")) == len(document("list", "-t", "over", "--all")) == 1
     assert sandboxes("-t", "over", "-s", "terminated") == sandboxes("-t", "over", "-a")
 
 

@@ -7,20 +7,23 @@ from __future__ import annotations
 
 import contextlib
 import os
+import shutil
 import signal
 import subprocess
 import sys
+import tempfile
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
 
 from cwsandbox import Sandbox, SandboxStatus, Session
 from tests.support.clients import started_client
+from tests.support.leftovers import shut_down_and_look
 from tests.support.processes import assert_gone, new_marker, processes_with
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
-    from pathlib import Path
 
 OVER = {SandboxStatus.COMPLETED, SandboxStatus.FAILED, SandboxStatus.TERMINATED}
 
@@ -234,6 +237,37 @@ def test_a_bare_sandbox_outlives_the_program(home_folder: Path) -> None:
     sandbox = Sandbox.from_id(out.strip()).result()
     assert sandbox.get_status() is SandboxStatus.RUNNING
     sandbox.stop().result()
+
+
+HELD = {
+    "a session": "session = Session(); session.sandbox().start().result()",
+    "a context": "sandbox = Sandbox.run().__enter__()",
+    "a loop that nobody runs": "loop = asyncio.new_event_loop(); loop.run_until_complete(Sandbox().__aenter__())",
+}
+
+
+@pytest.mark.parametrize("end", ["pass", "os.kill(os.getpid(), signal.SIGTERM)"])
+@pytest.mark.parametrize("held", HELD)
+def test_a_program_that_ends_starts_no_gateway(held: str, end: str) -> None:
+    """Its gateway has ended meanwhile, and the sandboxes with it: nothing is left to be stopped."""
+    program = [
+        "import asyncio, os, signal, subprocess, sys",
+        "from cwsandbox import Sandbox, Session",
+        HELD[held],
+        "subprocess.run([sys.executable, '-m', 'cwsandbox', 'gateway', 'stop', '-fq'], check=True)",
+        end,
+    ]
+    base = Path(tempfile.mkdtemp(prefix="cws", dir="/tmp"))
+    folders = {"CWSANDBOX_RUNTIME_DIR": base / "run", "CWSANDBOX_STATE_DIR": base / "state"}
+    for folder in folders.values():
+        folder.mkdir(mode=0o700)
+    with started_client("\n".join(program), **{name: str(folder) for name, folder in folders.items()}) as client:
+        _, err = client.communicate(timeout=50)
+    sockets = list(base.rglob("*.sock"))
+    left = shut_down_and_look(base)
+    shutil.rmtree(base)
+    assert client.returncode == (0 if end == "pass" else 143), err
+    assert (sockets, left) == ([], [])
 
 
 # Signal handlers.

@@ -215,6 +215,7 @@ def test_s112_s118_tags_merge_and_filter(home_folder: object, tag: str) -> None:
         assert [found.sandbox_id for found in session.list().result()] == [red.sandbox_id]
         assert [found.sandbox_id for found in session.list(tags=["red"]).result()] == [red.sandbox_id]
         assert session.list(tags=["blue"]).result() == []
+        assert session.list(tags=[""]).result() == session.list(profile_ids=[""]).result() == []
         assert len(session.list(include_stopped=True).result()) == 2
         assert [found.sandbox_id for found in session.list(status="completed").result()] == [done.sandbox_id]
 
