@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from attrs import field, frozen
@@ -81,11 +81,11 @@ class SandboxRequest:
             profile_ids=_ids(profile_ids, defaults.profile_ids, "profile_ids"),
             runner_ids=_ids(runner_ids, defaults.runner_ids, "runner_ids"),
             resources=resource_options(defaults.resources if resources is None else resources),
-            files=_files(mounted_files or ()),
+            files=_files(mounted_files),
             s3_mount=_s3_mount(s3_mount),
-            ports=tuple(_port(entry, index) for index, entry in enumerate(ports or ())),
+            ports=tuple(_port(entry, index) for index, entry in enumerate(_entries(ports, "ports"))),
             network=network_options(defaults.network if network is None else network),
-            max_timeout_seconds=_whole(max_timeout_seconds, "max_timeout_seconds"),
+            max_timeout_seconds=_seconds(max_timeout_seconds, "max_timeout_seconds"),
             environment=_merged(defaults.environment_variables, environment_variables, "environment_variables"),
             annotations=_merged(defaults.annotations, annotations, "annotations"),
             secrets=merge_secrets(defaults.secrets, secrets),
@@ -188,10 +188,20 @@ def _image(image: str) -> str:
     return image
 
 
-def _files(entries: Sequence[Mapping[str, Any]] | Mapping[str, str | bytes]) -> tuple[tuple[str, bytes], ...]:
+def _entries(entries: Sequence[Mapping[str, Any]] | None, name: str) -> Sequence[Mapping[str, Any]]:
+    if entries is None:
+        return ()
+    if isinstance(entries, str | bytes | Mapping) or not isinstance(entries, Iterable):
+        raise TypeError(f"{name} must be a list of dicts, not {type(entries).__name__}")
+    return tuple(entries)
+
+
+def _files(
+    entries: Sequence[Mapping[str, Any]] | Mapping[str, str | bytes] | None,
+) -> tuple[tuple[str, bytes], ...]:
     if isinstance(entries, Mapping):
         entries = [{"path": path, "content": content} for path, content in entries.items()]
-    return tuple(_file(entry, index) for index, entry in enumerate(entries))
+    return tuple(_file(entry, index) for index, entry in enumerate(_entries(entries, "mounted_files")))
 
 
 def _file(entry: Mapping[str, Any], index: int) -> tuple[str, bytes]:
@@ -246,6 +256,11 @@ def _port(entry: Mapping[str, Any], index: int) -> tuple[int, str, str]:
 def _whole(value: int | None, name: str) -> int | None:
     if value is not None and (isinstance(value, bool) or not isinstance(value, int)):
         raise TypeError(f"{name} must be an int, not {type(value).__name__}")
+    return value
+
+
+def _seconds(value: int | None, name: str) -> int | None:
+    check_seconds(_whole(value, name), name)
     return value
 
 

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import math
 import os
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from datetime import UTC, datetime
-from typing import Any
+from functools import wraps
+from typing import Any, TypeVar, cast
 
 __all__ = [
     "check_bytes",
@@ -20,7 +21,11 @@ __all__ = [
     "check_strings",
     "check_tail_lines",
     "check_terminal_side",
+    "makes_decorators",
+    "profiles_of",
 ]
+
+F = TypeVar("F", bound=Callable[..., Any])
 
 
 def check_command(command: Sequence[str]) -> list[str]:
@@ -119,6 +124,10 @@ def check_seconds(value: float | None, name: str, *, positive: bool = False, fin
         return None
     if isinstance(value, bool) or not isinstance(value, int | float):
         raise TypeError(f"{name} must be a number of seconds, not {type(value).__name__}")
+    try:
+        float(value)
+    except OverflowError:
+        raise ValueError(f"{name} is too large for a number of seconds; math.inf is no limit") from None
     if finite and value == math.inf:
         raise ValueError(f"{name} must be a finite number of seconds")
     if math.isnan(value) or value < 0 or (positive and value == 0):
@@ -130,7 +139,7 @@ def check_strings(values: Iterable[str] | None, name: str) -> list[str] | None:
     """A list of strings, or None.
 
     Raises:
-        TypeError: A bare str, or an item that is not a str.
+        TypeError: A bare str, no iterable, or an item that is not a str.
         ValueError: A NUL byte in an item.
     """
     if values is None:
@@ -139,6 +148,8 @@ def check_strings(values: Iterable[str] | None, name: str) -> list[str] | None:
         raise TypeError(
             f"{name} must be a list of strings, not the {type(values).__name__} {values!r}; write [{values!r}]"
         )
+    if not isinstance(values, Iterable):
+        raise TypeError(f"{name} must be a list of strings, not {type(values).__name__}")
     return [_text(value, f"{name}[{index}]", paths=False) for index, value in enumerate(values)]
 
 
@@ -185,15 +196,27 @@ def profiles_of(profile_ids: Sequence[str] | None, profile_names: Sequence[str] 
     """The profiles that are chosen: two names of one setting, as a profile's name is its id.
 
     Raises:
-        TypeError: They contradict each other.
+        TypeError: They contradict each other, or are no lists of strings.
     """
-    if profile_names is None:
-        return profile_ids
-    if profile_ids is not None and check_strings(profile_ids, "profile_ids") != check_strings(
-        profile_names, "profile_names"
-    ):
+    ids, names = check_strings(profile_ids, "profile_ids"), check_strings(profile_names, "profile_names")
+    if ids is not None and names is not None and ids != names:
         raise TypeError("profile_ids and profile_names contradict each other; they mean the same")
-    return profile_names
+    return ids if names is None else names
+
+
+def makes_decorators(method: F) -> F:
+    """Let a method of Session that takes keywords only say what a positional argument means: forgotten parentheses."""
+
+    @wraps(method)
+    def checked(self: Any, /, *misplaced: Any, **options: Any) -> Any:
+        if misplaced:
+            name = f"session.{method.__name__}"
+            raise TypeError(
+                f"{name}() takes its options by keyword and gives a decorator: write @{name}(), with parentheses"
+            )
+        return method(self, **options)
+
+    return cast("F", checked)
 
 
 def check_bytes(data: Any, name: str) -> bytes:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 import inspect
-from typing import TYPE_CHECKING, Any, Generic, ParamSpec, TypeVar, cast
+from typing import TYPE_CHECKING, Any, Generic, NoReturn, ParamSpec, TypeVar, cast
 
 from cwsandbox._function.call import Call, Slots
 from cwsandbox._function.payload import Snapshot
@@ -60,7 +60,7 @@ class RemoteFunction(Generic[P, R]):
         self.__name__: str = getattr(function, "__name__", type(function).__name__)
         self.__qualname__: str = getattr(function, "__qualname__", self.__name__)
 
-    def remote(self, *args: P.args, **kwargs: P.kwargs) -> OperationRef[R]:
+    def remote(self, /, *args: P.args, **kwargs: P.kwargs) -> OperationRef[R]:
         """Call it in a sandbox of its own; returns at once.
 
         Returns:
@@ -104,18 +104,23 @@ class RemoteFunction(Generic[P, R]):
         if max_concurrency < 1:
             raise ValueError(f"max_concurrency must be 1 or more, not {max_concurrency}")
         try:
+            remaining = iter(items)
+        except TypeError:
+            kind = type(items).__name__
+            raise TypeError(f"map() takes an iterable with the arguments of each call, not {kind}") from None
+        try:
             snapshot: Snapshot | Exception = self._snapshot()
         except Exception as error:
             snapshot = error
         encoded: list[bytes | Exception] = []
-        for item in items:
+        for item in remaining:
             if len(encoded) == _MAX_ITEMS:
                 raise ValueError(f"map() takes at most {_MAX_ITEMS} items; is the iterator endless? Map it in slices")
             encoded.append(_encode(snapshot, _arguments(item)))
         slots = Slots(max_concurrency)
         return [self._launch(snapshot, arguments, slots) for arguments in encoded]
 
-    def local(self, *args: P.args, **kwargs: P.kwargs) -> R:
+    def local(self, /, *args: P.args, **kwargs: P.kwargs) -> R:
         """Call it here, in this process, as if it had not been decorated."""
         return self._function(*args, **kwargs)
 
@@ -138,6 +143,13 @@ class RemoteFunction(Generic[P, R]):
         return operate(
             self._session._operations_scope, self._standby.prepare, self._current_options(), imports, name="prepare"
         )
+
+    if not TYPE_CHECKING:  # for type checkers it cannot be called
+
+        def __call__(self, /, *args: object, **kwargs: object) -> NoReturn:
+            """Say which of its methods is to be called."""
+            name = self.__name__
+            raise TypeError(f"{name} is a remote function: {name}.remote() runs in a sandbox, {name}.local() here")
 
     def __repr__(self) -> str:
         return f"<RemoteFunction {self.__qualname__}>"

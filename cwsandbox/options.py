@@ -122,6 +122,9 @@ def merge_secrets(
         ValueError: Two different secrets want the same environment variable.
     """
     merged: dict[str, Secret] = {}
+    for items in (defaults, explicit):
+        if isinstance(items, str | bytes | Mapping) or not isinstance(items, Iterable | None):
+            raise TypeError(f"secrets must be a list of Secret or of dicts of its fields, not {type(items).__name__}")
     for item in (*(defaults or ()), *(explicit or ())):
         secret = _secret(item)
         assert secret.env_var is not None

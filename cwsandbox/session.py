@@ -19,7 +19,7 @@ from cwsandbox._listing import ListQuery, with_terminated
 from cwsandbox._metrics import Metrics
 from cwsandbox._operate import SharedOperation, operate
 from cwsandbox._runtime.portal import portal_scope
-from cwsandbox._validate import check_id, check_strings, profiles_of
+from cwsandbox._validate import check_id, check_strings, makes_decorators, profiles_of
 from cwsandbox.defaults import SandboxDefaults
 from cwsandbox.exceptions import SandboxError
 from cwsandbox.integrations.wandb import WandbReporter
@@ -138,6 +138,7 @@ class Session:
             self._metrics.sandbox_created()
         return sandbox
 
+    @makes_decorators
     def function(
         self,
         *,
@@ -248,7 +249,7 @@ class Session:
             [*self._defaults.tags, *(check_strings(tags, "tags") or ())],
             status,
             self._defaults.profile_ids if profiles is None else profiles,
-            self._defaults.runner_ids if runner_ids is None else runner_ids,
+            self._defaults.runner_ids if runner_ids is None else check_strings(runner_ids, "runner_ids"),
             with_terminated(include_stopped, show_terminated),
         )
         finder = self._finder(adopt)
@@ -307,6 +308,8 @@ class Session:
         Raises:
             TypeError: `step` is not a whole number.
         """
+        if step is not None and (isinstance(step, bool) or not hasattr(step, "__index__")):
+            raise TypeError(f"step must be an int, not {type(step).__name__}")
         at = None if step is None else operator.index(step)
         if self._metrics is None or not self._reporter.active:
             return False

@@ -80,7 +80,9 @@ class Call:
             done, data = await worker.run(self.snapshot.payload(self.arguments, path), path)
             return await self._value(done, data)
         except SandboxCommandTimeoutError as error:
-            error.args = (f"the remote function {self.name} took too long: {error}; see request_timeout_seconds",)
+            limit = error.metadata.get("timeoutSeconds", "")
+            text = f"the remote function {self.name} was killed after {limit} s"
+            error.args = (f"{text}; request_timeout_seconds and max_timeout_seconds set the limit",)
             raise
         except SandboxFileError as error:
             raise SandboxExecutionError(f"the result of {self.name} cannot be read: {error}") from error
@@ -113,13 +115,25 @@ class Call:
         kind = failure.type
         text = f"{kind}: {failure.message}" if failure.message else kind
         error = SandboxExecutionError(
-            f"the remote function {self.name} raised {text}",
+            self._what_failed(failure.stage, text),
             exec_result=done,
             exception_type=kind,
             exception_message=failure.message,
         )
         error.add_note(f"In the sandbox:\n{failure.traceback}")
         raise error
+
+    def _what_failed(self, stage: str, error: str) -> str:
+        if stage == "load":
+            return f"the remote function {self.name} and its arguments cannot be made in the sandbox: {error}"
+        if stage == "call":
+            return f"the remote function {self.name} raised {error}"
+        if self.use_pickle:
+            return f"the result of {self.name} cannot be pickled: {error}"
+        return (
+            f"the result of {self.name} cannot be sent as JSON: {error}; return plain values, or use "
+            "serialization=Serialization.PICKLE"
+        )
 
     def _no_result(self, done: ProcessResult) -> str:
         if done.returncode == _NO_SUCH_COMMAND:

@@ -11,7 +11,7 @@ import types
 from types import BuiltinFunctionType, CellType, FunctionType, MethodType, ModuleType
 from typing import TYPE_CHECKING, Any
 
-from cwsandbox._function.modules import ShippedModules
+from cwsandbox._function.modules import ShippedModules, resolved
 from cwsandbox._function.origin import importable_name, is_installed, lookup
 from cwsandbox._function.source import class_definition, function_definition, methods
 from cwsandbox._function.values import pickle_code, pickle_value, to_json
@@ -54,6 +54,7 @@ class Capture:
         self._cells: dict[int, int] = {}
         self._failed: dict[int, FunctionSerializationError] = {}
         self._numbers: dict[int, int] = {}
+        self._objects: list[Any] = []  # of the nodes
         self._alive: list[Any] = []  # ids stay unique only as long as their objects live
 
     @property
@@ -94,8 +95,17 @@ class Capture:
             if space["module"] in self.modules:
                 space.update(installed=True, names={})
         for number, node in enumerate(self.nodes):
-            if node["kind"] == "source" and node["module"] in self.modules and "<" not in node["qualname"]:
-                self.nodes[number] = {"kind": "attribute", "module": node["module"], "name": node["qualname"]}
+            if node["kind"] == "source" and node["module"] in self.modules:
+                self._take_from_module(number, node)
+
+    def _take_from_module(self, number: int, node: dict[str, Any]) -> None:
+        from cwsandbox.function import RemoteFunction
+
+        found, value = lookup(node["module"], node["qualname"]), self._objects[number]
+        is_remote = isinstance(found, RemoteFunction) and found._function is value
+        if found is value or is_remote:
+            name = {"module": node["module"], "name": node["qualname"]}
+            self.nodes[number] = {"kind": "attribute", **name, "remote": is_remote}
 
     # Kinds of objects.
 
@@ -223,7 +233,7 @@ class Capture:
             "keyword_defaults": {},
         }
         self._capture_globals(label, space, definition.early | definition.late, what)
-        for name in sorted(definition.imports):
+        for name in sorted(set(resolved(definition.imports, self.spaces[label]["package"]))):
             if name in sys.modules and not is_installed(name):
                 self.modules.add(sys.modules[name], f"{name}, imported by {what},")
         return node
@@ -260,7 +270,15 @@ class Capture:
             module = space.get("__name__") or "__main__"
             taken = {label for label, _ in self._spaces.values()}
             label = module if module not in taken else f"{module}#{len(taken)}"
-            known = label, {"module": module, "installed": is_installed(module), "names": {}}
+            known = (
+                label,
+                {
+                    "module": module,
+                    "package": _package(space),
+                    "installed": is_installed(module),
+                    "names": {},
+                },
+            )
             self._spaces[id(space)] = known
             self._alive.append(space)
         return known[0]
@@ -300,9 +318,16 @@ class Capture:
 
     def _add(self, value: Any, node: dict[str, Any]) -> int:
         self.nodes.append(node)
-        self._alive.append(value)
+        self._objects.append(value)
         self._numbers[id(value)] = len(self.nodes) - 1
         return len(self.nodes) - 1
+
+
+def _package(space: dict[str, Any]) -> str | None:
+    """What relative imports are relative to."""
+    package, spec = space.get("__package__"), space.get("__spec__")
+    package = getattr(spec, "parent", None) if package is None else package
+    return package if isinstance(package, str) else None
 
 
 def _names_around(cls: type) -> dict[str, CellType]:

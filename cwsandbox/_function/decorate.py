@@ -63,7 +63,7 @@ def _serialization(value: Serialization | str) -> Serialization:
 
 
 def _folder(path: str) -> str:
-    folder = check_path(path)
+    folder = check_path(path, "temp_dir")
     if not folder.startswith("/"):
         raise ValueError(f"temp_dir must be an absolute path in the sandbox, not {path!r}")
     return folder

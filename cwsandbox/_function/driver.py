@@ -57,8 +57,9 @@ class Rebuilder:
             (node["module"], node["qualname"]): number for number, node in enumerate(self.nodes) if "qualname" in node
         }
         self.check_version(payload["python"])
-        if payload["modules"]:
-            sys.meta_path.insert(0, shipped_modules(payload["modules"]))
+        self.shipped = payload["modules"]
+        if self.shipped:
+            sys.meta_path.insert(0, shipped_modules(self.shipped))
         for label in self.spaces:
             self.globals[label] = self.open_space(label)
 
@@ -78,6 +79,7 @@ class Rebuilder:
         # A label of its own for a name that is taken: the globals of an exec that called itself like another module.
         if label != space["module"]:
             module = ModuleType(space["module"])
+        module.__package__ = space["package"]
         KEPT.append(module)
         return module.__dict__
 
@@ -88,7 +90,7 @@ class Rebuilder:
         if name not in self.own_modules:
             for count in range(1, name.count(".") + 1):
                 parent = ".".join(name.split(".")[:count])
-                if parent not in sys.modules:
+                if parent not in sys.modules and parent not in self.shipped:
                     sys.modules[parent] = ModuleType(parent)
                     sys.modules[parent].__path__ = []
             KEPT.append(sys.modules.get(name))
@@ -183,9 +185,9 @@ class Rebuilder:
 
     def make_pickled(self, node: Node) -> Any:
         """Something without source, by cloudpickle."""
-        made = self.unpickle(node["blob"])
-        if "." not in node.get("qualname", "."):
-            setattr(self.own_module(node["module"]), node["qualname"], made)
+        made, named = self.unpickle(node["blob"])
+        for item in named:
+            setattr(self.own_module(item.__module__), item.__name__, item)
         return made
 
     def make_cached(self, node: Node) -> Any:
@@ -265,7 +267,7 @@ KEPT: list[ModuleType | None] = []
 def shipped_modules(modules: dict[str, Node]) -> Any:
     """A finder for the caller's own modules, which came as source text."""
     from importlib.abc import InspectLoader, MetaPathFinder
-    from importlib.machinery import ModuleSpec
+    from importlib.machinery import ModuleSpec, PathFinder
 
     class Loader(InspectLoader):
         def get_source(self, fullname: str) -> str:
@@ -282,6 +284,8 @@ def shipped_modules(modules: dict[str, Node]) -> Any:
         def find_spec(self, fullname: str, path: Any = None, target: Any = None) -> ModuleSpec | None:
             if fullname not in modules:
                 return None
+            if modules[fullname].get("if_missing") and (own := PathFinder.find_spec(fullname, path)) is not None:
+                return own
             return ModuleSpec(fullname, Loader(), is_package=modules[fullname]["package"])
 
     return Finder()
@@ -301,13 +305,19 @@ def read_payload() -> tuple[Node, list[memoryview]]:
     return payload, blobs
 
 
-def call(payload: Node, blobs: list[memoryview]) -> bytes:
-    """Call the function; the encoded result."""
+def load(payload: Node, blobs: list[memoryview]) -> tuple[Callable[..., Any], Any, Any]:
+    """The function and its arguments."""
     rebuilder = Rebuilder(payload, blobs)
     function = rebuilder.value(payload["function"])
+    if "node" in payload["function"] and payload["nodes"][payload["function"]["node"]].get("remote"):
+        function = function.local
     args, kwargs = rebuilder.unpickle(-1) if payload["pickle"] else json.loads(bytes(blobs[-1]))
     rebuilder.finish()
-    result = function(*args, **kwargs)
+    return function, args, kwargs
+
+
+def dump(result: Any, payload: Node) -> bytes:
+    """The encoded result."""
     if not payload["pickle"]:
         return json.dumps(result).encode()
     import pickle
@@ -385,11 +395,16 @@ def main() -> int:
         payload, blobs = read_payload()
     except NothingToDo:
         return 0
+    stage = "load"
     try:
-        head, body, status = {"ok": True}, call(payload, blobs), 0
+        function, args, kwargs = load(payload, blobs)
+        stage = "call"
+        result = function(*args, **kwargs)
+        stage = "dump"
+        body, status = dump(result, payload), 0
+        head: Node = {"ok": True}
     except BaseException as error:
-        head, body, status = describe(error, payload), b"", 1
-        head["ok"] = False
+        head, body, status = {"ok": False, "stage": stage, **describe(error, payload)}, b"", 1
     write_result(payload["result"], head, body)
     return status
 

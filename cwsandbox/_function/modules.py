@@ -5,16 +5,19 @@ from __future__ import annotations
 import ast
 import importlib.util
 import sys
+from functools import cache
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from cwsandbox._function.origin import is_installed
+from cwsandbox._function.source import imported_names
 from cwsandbox.exceptions import FunctionSerializationError
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterable, Iterator
     from types import ModuleType
 
-__all__ = ["ShippedModules"]
+__all__ = ["ShippedModules", "resolved"]
 
 
 class ShippedModules:
@@ -27,7 +30,7 @@ class ShippedModules:
         return name in self._modules
 
     def to_payload(self) -> dict[str, dict[str, Any]]:
-        """Text, file and kind of each module, by name."""
+        """Text, file and kind of each module, by name; with `if_missing`, the sandbox's own is taken if it has one."""
         return self._modules
 
     def add(self, module: ModuleType, what: str) -> None:
@@ -41,7 +44,9 @@ class ShippedModules:
             return
         text = self._put(module, what)
         for other in _imported(text, module):
-            if other in sys.modules and not is_installed(other):
+            if other.partition(".")[0] == "cwsandbox" and other in sys.modules:
+                self._modules[other] = {"text": _stand_in(), "file": other, "package": True, "if_missing": True}
+            elif other in sys.modules and not is_installed(other):
                 self.add(sys.modules[other], f"{other}, imported by {name},")
 
     def add_cloudpickle(self) -> None:
@@ -71,18 +76,21 @@ class ShippedModules:
         return text
 
 
+@cache
+def _stand_in() -> str:
+    return Path(__file__).with_name("standin.py").read_text(encoding="utf-8")
+
+
+def resolved(names: Iterable[str], package: str | None) -> Iterator[str]:
+    """Absolute names of modules, and of the packages that they are in; what leads nowhere is left out."""
+    for name in names:
+        try:
+            parts = importlib.util.resolve_name(name, package).split(".")
+        except ImportError:
+            continue
+        yield from (".".join(parts[:count]) for count in range(1, len(parts) + 1))
+
+
 def _imported(text: str, module: ModuleType) -> Iterator[str]:
     """The names of the modules that a text imports, and of the packages that they and it are in."""
-    package = module.__package__ or ""
-    names = {module.__name__}
-    for node in ast.walk(ast.parse(text)):
-        if isinstance(node, ast.Import):
-            names.update(alias.name for alias in node.names)
-        elif isinstance(node, ast.ImportFrom):
-            base = node.module or ""
-            if node.level:
-                base = importlib.util.resolve_name("." * node.level + base, package)
-            names.update({base, *(f"{base}.{alias.name}" for alias in node.names)})
-    for name in names:
-        parts = name.split(".")
-        yield from (".".join(parts[:count]) for count in range(1, len(parts) + 1))
+    return resolved({module.__name__, *imported_names(ast.parse(text))}, module.__package__)

@@ -10,9 +10,9 @@ from operator import attrgetter
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from types import ModuleType
+    from types import FunctionType, ModuleType
 
-__all__ = ["importable_name", "is_installed", "lookup"]
+__all__ = ["has_own_name", "importable_name", "is_installed", "lookup"]
 
 _PACKAGE_FOLDERS = ("site-packages", "dist-packages")
 
@@ -55,6 +55,12 @@ def lookup(module: str | None, qualname: str) -> Any:
         return attrgetter(qualname)(found)
     except AttributeError:
         return None
+
+
+def has_own_name(value: type | FunctionType) -> bool:
+    """True if a module of the caller's has exactly this function or class at its top level."""
+    name = value.__qualname__
+    return "." not in name and not is_installed(value.__module__) and lookup(value.__module__, name) is value
 
 
 def importable_name(value: Any) -> tuple[str, str] | None:

@@ -89,8 +89,10 @@ class Snapshot:
 
 @frozen
 class Failure:
-    """The function raised, or could not be called."""
+    """The function raised, could not be called, or its result cannot be sent."""
 
+    stage: str
+    """`load`, `call` or `dump`."""
     type: str
     message: str
     traceback: str
@@ -124,11 +126,14 @@ def read_result(data: bytes, *, use_pickle: bool) -> Any:
 
 
 def _failure(report: dict[str, Any]) -> Failure:
-    kind, message, trace = (report.get(name) for name in ("type", "message", "traceback"))
+    stage, kind, message, trace = (report.get(name) for name in ("stage", "type", "message", "traceback"))
     if not isinstance(kind, str) or not isinstance(message, str) or not isinstance(trace, str):
         raise BadResultError("its report is not one")
+    # A tuple: what came may be of any type, and need not be hashable.
+    if stage not in ("load", "call", "dump"):
+        raise BadResultError("its report is not one")
     python = message[:_MAX_NAME] if report.get("mismatch") is True else None
-    return Failure(kind[:_MAX_NAME], message[:_MAX_TEXT], trace[-_MAX_TEXT:], python)
+    return Failure(stage, kind[:_MAX_NAME], message[:_MAX_TEXT], trace[-_MAX_TEXT:], python)
 
 
 def _json(text: bytes) -> Any:

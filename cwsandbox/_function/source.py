@@ -17,7 +17,7 @@ from attrs import frozen
 if TYPE_CHECKING:
     from collections.abc import Callable, Hashable, Iterator, Sequence
 
-__all__ = ["Definition", "class_definition", "function_definition", "methods", "remember"]
+__all__ = ["Definition", "class_definition", "function_definition", "imported_names", "methods", "remember"]
 
 _ANNOTATIONS = __future__.annotations.compiler_flag
 _SHARED_FILENAMES = frozenset({"<stdin>", "<string>", "<console>"})
@@ -50,7 +50,7 @@ class Definition:
     late: frozenset[str]
     """Globals that are looked up by the functions in it."""
     imports: frozenset[str]
-    """Modules that it may import: `a` and `a.b` for `from a import b`."""
+    """Modules that it may import, as `imported_names` gives them."""
 
 
 @frozen
@@ -230,7 +230,7 @@ def _cut(source: _Source, node: _Node, free: Sequence[str]) -> _Cut | None:
     early: set[str] = set()
     late: set[str] = set()
     _collect_globals(code, early, late, at_once=True)
-    imports = frozenset(_imports(code))
+    imports = frozenset(imported_names(node))
     return _Cut(Definition(source.file, first, text, name, frozenset(early), frozenset(late - early), imports), code)
 
 
@@ -272,13 +272,12 @@ def _collect_globals(code: CodeType, early: set[str], late: set[str], *, at_once
             _collect_globals(constant, early, late, at_once=runs_now)
 
 
-def _imports(code: CodeType) -> Iterator[str]:
-    module = ""
-    for item in dis.get_instructions(code):
-        if item.opname == "IMPORT_NAME":
-            yield (module := item.argval)
-        elif item.opname == "IMPORT_FROM":
-            yield f"{module}.{item.argval}"
-    for constant in code.co_consts:
-        if isinstance(constant, CodeType):
-            yield from _imports(constant)
+def imported_names(tree: ast.AST) -> Iterator[str]:
+    """The modules that a text may import: `a` and `a.b` for `from a import b`, with leading dots where it has them."""
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Import):
+            yield from (alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            base = "." * node.level + (node.module or "")
+            yield base
+            yield from (f"{base}{'.' if node.module else ''}{alias.name}" for alias in node.names)

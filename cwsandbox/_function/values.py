@@ -17,6 +17,7 @@ from contextlib import contextmanager
 from types import FunctionType
 from typing import TYPE_CHECKING, Any
 
+from cwsandbox._function.origin import has_own_name
 from cwsandbox._text import short_repr
 from cwsandbox.exceptions import FunctionSerializationError
 
@@ -99,6 +100,9 @@ def pickle_value(value: Any, what: str, on_name: Callable[[Any], None]) -> bytes
 def pickle_code(value: Any, modules: list[ModuleType], what: str, by_name: Callable[[Any], bool]) -> bytes:
     """A function or class without source, by value: bytecode, for the same Python version only.
 
+    The pickle holds the value and a list of the caller's classes and functions that are in it, which pickles made in
+    the sandbox will name.
+
     Args:
         value: The function or class.
         modules: The caller's modules whose members are to be taken by value, too.
@@ -112,12 +116,16 @@ def pickle_code(value: Any, modules: list[ModuleType], what: str, by_name: Calla
 
     from cwsandbox.function import RemoteFunction
 
+    named: list[Any] = []
+
     class Pickler(cloudpickle.Pickler):  # type: ignore[misc]
         def reducer_override(self, obj: Any) -> Any:
             if isinstance(obj, RemoteFunction):  # copying a function gives itself
                 return copy.copy, (obj._function,), {"local": obj._function}
             if obj is not value and isinstance(obj, type | FunctionType) and by_name(obj):
                 return obj.__qualname__
+            if isinstance(obj, type | FunctionType) and has_own_name(obj):
+                named.append(obj)
             return super().reducer_override(obj)
 
     with _pickling_errors(what), _by_value:
@@ -127,7 +135,7 @@ def pickle_code(value: Any, modules: list[ModuleType], what: str, by_name: Calla
             cloudpickle.register_pickle_by_value(module)
         try:
             buffer = io.BytesIO()
-            Pickler(buffer, PICKLE_PROTOCOL).dump(value)
+            Pickler(buffer, PICKLE_PROTOCOL).dump((value, named))
             return buffer.getvalue()
         finally:
             for module in registered:

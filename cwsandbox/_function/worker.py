@@ -110,7 +110,8 @@ class Worker:
             with anyio.fail_after(self._client_limit):
                 done = await self._process
         except TimeoutError:
-            raise SandboxCommandTimeoutError(f"killed after {self._limit:g} s") from None
+            limit = f"{self._limit:g}"
+            raise SandboxCommandTimeoutError(f"killed after {limit} s", metadata={"timeoutSeconds": limit}) from None
         return done, await self._take(result_path)
 
     async def _take(self, path: str) -> bytes | None:

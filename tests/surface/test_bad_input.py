@@ -306,6 +306,17 @@ REF: Any = OperationRef.completed(1)
         (lambda: Sandbox(defaults=SandboxDefaults(tags=TEXT)), "tags of the defaults must be a list"),
         (lambda: Sandbox(container_image=NUMBER), "container_image must be a str"),
         (lambda: Sandbox(annotations=NUMBER), "annotations must be a dict"),
+        (lambda: Sandbox(profile_ids=NUMBER), "profile_ids must be a list of strings, not int"),
+        (lambda: Sandbox(profile_names=NUMBER), "profile_names must be a list of strings, not int"),
+        (lambda: Sandbox(ports=NUMBER), "ports must be a list of dicts, not int"),
+        (lambda: Sandbox(ports={"container_port": 80}), "ports must be a list of dicts, not dict"),  # type: ignore[arg-type]
+        (lambda: Sandbox(mounted_files=NUMBER), "mounted_files must be a list of dicts, not int"),
+        (lambda: Sandbox(secrets={"store": "s", "name": "n"}), "secrets must be a list of Secret"),  # type: ignore[arg-type]
+        (lambda: Sandbox(max_timeout_seconds=-1), "max_timeout_seconds must be zero or more seconds, not -1"),
+        (lambda: Sandbox(max_timeout_seconds=10**400), "max_timeout_seconds is too large"),
+        (lambda: Session(report_to=NUMBER), "report_to must be a list of strings, not int"),
+        (lambda: Session().list(runner_ids=NUMBER), "runner_ids must be a list of strings, not int"),
+        (lambda: Session().log_metrics(HALF), "step must be an int, not float"),
         (lambda: Sandbox().stop(graceful_shutdown_seconds=math.inf), "must be a finite number of seconds"),
         (lambda: Sandbox(base_url=NUMBER).start().result(), "the base URL must be a str"),
     ],

@@ -43,6 +43,11 @@ class UnrelatedToAnything(Exception):
     pass
 
 
+class NeedsTwo(Exception):
+    def __init__(self, first: int, second: int) -> None:
+        super().__init__(f"{first} and {second}")
+
+
 @pytest.fixture
 def session(home_folder: object) -> Iterator[Session]:
     with Session() as session:
@@ -208,8 +213,12 @@ def test_s093_async_functions_are_refused() -> None:
 
 def test_misuse_is_a_type_or_value_error_at_once() -> None:
     with Session() as session:
-        with pytest.raises(TypeError):
+        with pytest.raises(TypeError, match=r"write @session\.function\(\), with parentheses"):
             session.function(lambda: 1)  # type: ignore[call-arg, arg-type]
+        with pytest.raises(TypeError, match="temp_dir must be a str, not int"):
+            session.function(temp_dir=1)  # type: ignore[arg-type]
+        with pytest.raises(TypeError, match=r"map\(\) takes an iterable .*, not NoneType"):
+            session.function()(abs).map(None)  # type: ignore[arg-type]
         with pytest.raises(TypeError):
             session.function(network="isolated")  # type: ignore[arg-type]
         with pytest.raises(TypeError):
@@ -238,7 +247,8 @@ def test_it_keeps_name_documentation_and_signature() -> None:
     assert compute.__qualname__.endswith("<locals>.compute")
     assert compute.__annotations__ == {"x": "int", "y": "int", "return": "int"}
     assert list(inspect.signature(compute.local).parameters) == ["args", "kwargs"]
-    with pytest.raises(TypeError):
+    assert list(inspect.signature(compute).parameters) == ["x", "y"]  # type: ignore[arg-type]
+    with pytest.raises(TypeError, match=r"compute\.remote\(\) runs in a sandbox, compute\.local\(\) here"):
         compute(1)  # type: ignore[operator]
 
 
@@ -344,6 +354,27 @@ def test_a_result_without_json_form_is_a_remote_type_error(session: Session, val
     with pytest.raises(SandboxExecutionError, match="JSON") as caught:
         make.remote().result()
     assert caught.value.exception_type == "TypeError"
+    assert str(caught.value).startswith(
+        f"the result of {make.__qualname__} cannot be sent as JSON: TypeError: Object of"
+    )
+
+
+def test_arguments_that_do_not_load_there_are_not_said_to_be_the_function_s_fault(session: Session) -> None:
+    @session.function(serialization=Serialization.PICKLE)
+    def takes(error: Exception) -> None: ...
+
+    with pytest.raises(SandboxExecutionError, match="takes and its arguments cannot be made in the sandbox") as caught:
+        takes.remote(NeedsTwo(1, 2)).result()
+    assert caught.value.exception_type == "TypeError"
+
+
+def test_keywords_may_have_any_name(session: Session) -> None:
+    @session.function()
+    def named(self: int, args: int, session: int) -> list[int]:
+        return [self, args, session]
+
+    assert named.remote(self=1, args=2, session=3).result() == [1, 2, 3]
+    assert named.local(self=1, args=2, session=3) == [1, 2, 3]
 
 
 def test_pickle_keeps_types_and_numbers_of_any_size(session: Session) -> None:
@@ -593,8 +624,10 @@ def test_a_call_that_takes_too_long_is_killed(session: Session) -> None:
 
         time.sleep(60)
 
-    with pytest.raises(SandboxCommandTimeoutError, match="slow"):
+    with pytest.raises(SandboxCommandTimeoutError) as caught:
         slow.remote().result()
+    limits = "request_timeout_seconds and max_timeout_seconds set the limit"
+    assert str(caught.value) == f"the remote function {slow.__qualname__} was killed after 0.5 s; {limits}"
     assert session.sandbox_count == 0
 
 

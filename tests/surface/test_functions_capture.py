@@ -337,6 +337,79 @@ def test_a_file_that_was_edited_meanwhile_does_not_change_what_runs(session: Ses
     assert session.function()(ourjob.job).remote(1).result() == ourjob.job(1) == 303
 
 
+def test_relative_imports_inside_and_packages_that_do_something(session: Session, project: Path) -> None:
+    """The package of the function is there as it is, not as an empty one that hides it."""
+    (project / "ourpackage" / "job.py").write_text(
+        "from .deep import f\nfrom . import deep\n"
+        "def named(): return f()\n"
+        "def through(): return deep.f()\n"
+        "def inside():\n    from . import NAME\n    from .deep import f\n    return f() + NAME\n"
+    )
+    import ourpackage.job as job  # type: ignore[import-not-found]
+
+    assert session.function()(job.named).remote().result() == "PACKAGE"
+    assert session.function()(job.through).remote().result() == "PACKAGE"
+    assert session.function()(job.inside).remote().result() == "PACKAGEpackage"
+
+
+def test_a_package_run_as_a_program(home_folder: object, project: Path) -> None:
+    (project / "ourpackage" / "__main__.py").write_text(
+        "from cwsandbox import Session\n"
+        "with Session() as session:\n"
+        "    @session.function()\n"
+        "    def inside():\n        from .deep import f\n        return f()\n"
+        "    from . import deep\n"
+        "    print(inside.remote().result())\n"
+    )
+    command = [sys.executable, "-m", "ourpackage"]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=50, cwd=project, check=False)
+    assert (done.stdout, done.stderr) == ("PACKAGE\n", "")
+
+
+OURTASKS = """
+from cwsandbox import SandboxDefaults, SandboxError, Serialization, Session, results
+from cwsandbox.exceptions import FunctionError
+
+def wrapped(function):
+    @functools.wraps(function)
+    def wrapper(*args): return ["wrapped", function(*args)]
+    return wrapper
+
+class OurError(SandboxError): pass
+def annotated(session: Session | None, kind: Serialization = Serialization.JSON) -> None: ...
+session = Session(SandboxDefaults(tags=("ours",)))
+BASE = 5
+
+@session.function()
+def first(n): return n + BASE
+
+@session.function()
+def second(n):
+    import ourtasks
+    return [first.local(n), ourtasks.first.local(n), ourtasks.third.local(n)]
+
+@session.function()
+@wrapped
+def third(n): return BASE
+
+@session.function()
+def uses_the_sdk():
+    import ourtasks
+    return ourtasks.results([])
+"""
+
+
+def test_a_module_that_has_a_session_of_its_own_may_be_sent(home_folder: object, project: Path) -> None:
+    """Sandboxes have no cwsandbox; what modules do with it while they are imported must work all the same."""
+    (project / "ourtasks.py").write_text("import functools\n" + OURTASKS)
+    import ourtasks  # type: ignore[import-not-found]
+
+    with ourtasks.session:
+        assert ourtasks.second.remote(1).result() == [6, 6, ["wrapped", 5]]
+        with pytest.raises(SandboxExecutionError, match=r"cwsandbox\.results\(\) cannot be called here"):
+            ourtasks.uses_the_sdk.remote().result()
+
+
 @pytest.mark.parametrize("alias", [False, True])
 def test_names_imported_from_modules_of_the_project(session: Session, project: Path, alias: bool) -> None:
     import ourhelpers
@@ -386,6 +459,11 @@ with Session() as session:
     def points(point: Point) -> Point:
         return point.other() if point == Point(1) else None
     assert points.remote(Point(1)).result() == Point(11)
+    @session.function(serialization=Serialization.PICKLE)
+    def made_there() -> list:
+        return [Thing(Point(3)), helper]
+    thing, function = made_there.remote().result()
+    assert (type(thing), thing.n, function) == (Thing, Point(3), helper)
     print(add.remote(1).result(), square.remote(3).result(), things.remote(Thing(1)).result().n)
 """
 

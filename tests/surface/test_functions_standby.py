@@ -147,11 +147,12 @@ def test_standby_interpreters_have_imported_what_the_function_uses(home_folder: 
         b'{"ok": true}\n' + b"[" * 200_000,
         b'{"ok": true}\n' + b"9" * 5000,
         b'{"ok": true}\ncos\nsystem\n(S"exit"\ntR.',
-        b'{"ok": false, "type": 1, "message": "", "traceback": ""}\n',
+        b'{"ok": false, "stage": "call", "type": 1, "message": "", "traceback": ""}\n',
+        b'{"ok": false, "stage": [], "type": "", "message": "", "traceback": ""}\n',
         b'{"ok": false}\n',
         b"\xff\xfe\n",
     ],
-    ids=range(11),
+    ids=range(12),
 )
 def test_an_answer_that_is_no_result_is_refused(data: bytes) -> None:
     with pytest.raises(BadResultError):
@@ -159,7 +160,7 @@ def test_an_answer_that_is_no_result_is_refused(data: bytes) -> None:
 
 
 def test_reports_are_cut_to_a_bearable_length() -> None:
-    report = '{"ok": false, "type": "%s", "message": "%s", "traceback": "%s"}' % (("x" * 10**6,) * 3)
+    report = '{"ok": false, "stage": "call", "type": "%s", "message": "%s", "traceback": "%s"}' % (("x" * 10**6,) * 3)
     failure = read_result(report.encode(), use_pickle=False)
     assert isinstance(failure, Failure)
     assert len(failure.type) + len(failure.message) + len(failure.traceback) < 150_000
