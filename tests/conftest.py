@@ -1,4 +1,4 @@
-"""What all tests share: the event loops they run on, and the markers."""
+"""What all tests share: the event loops they run on, the markers, and the gateway of the run."""
 
 from __future__ import annotations
 
@@ -6,6 +6,11 @@ from typing import TYPE_CHECKING
 
 import pytest
 
+# Here, not in the folders that use them: one worker runs tests of several folders in any order, and in each it has to be
+# the same gateway.
+from tests.support.home import gateway as gateway  # noqa: PLC0414 - fixtures, passed on
+from tests.support.home import home_folder as home_folder  # noqa: PLC0414
+from tests.support.home import runner_state as runner_state  # noqa: PLC0414
 from tests.support.levels import NAMESPACES, tidied
 
 if TYPE_CHECKING:

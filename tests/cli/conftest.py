@@ -7,12 +7,14 @@ from typing import TYPE_CHECKING
 import pytest
 
 from tests.cli.support import cws
-from tests.surface.conftest import gateway as gateway  # noqa: PLC0414 - fixtures, passed on
-from tests.surface.conftest import home_folder as home_folder  # noqa: PLC0414
-from tests.surface.conftest import runner_state as runner_state  # noqa: PLC0414
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
+
+
+@pytest.fixture(scope="session", autouse=True)
+def at_home(home_folder: object) -> None:
+    """No test of these uses another gateway by accident."""
 
 
 @pytest.fixture(scope="module")
