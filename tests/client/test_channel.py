@@ -184,9 +184,11 @@ async def test_what_the_body_raises_comes_out_as_it_is() -> None:
 
 async def test_being_cancelled_leaves_nothing() -> None:
     async with serving() as peer:
-        with anyio.move_on_after(0.2) as scope:
+        with anyio.CancelScope() as scope:
             async with channel_to(peer.path) as channel:
                 sink = run(channel, "hang")
+                await sink.running.wait()
+                scope.cancel()
                 await anyio.sleep_forever()
         assert scope.cancelled_caught
         assert peer.goodbyes == 1
@@ -223,9 +225,7 @@ async def test_a_malformed_exec_id_is_a_value_error() -> None:
 
 async def test_nobody_there_is_told_to_the_stream(tmp_path: object) -> None:
     async with channel_to(f"{tmp_path}/none") as channel:
-        began = anyio.current_time()
         outcome = await run(channel, "echo", "x").result()
-        assert anyio.current_time() - began < 3
     assert isinstance(outcome, Lost)
     assert type(outcome.error) is e.SandboxUnavailableError
     assert "none" in str(outcome.error)

@@ -199,7 +199,7 @@ async def test_a_reader_that_never_reads_stops_the_sender_and_nothing_is_left() 
         for door in doors:
             door.listener.close()
         assert users == 0
-    assert len(os.listdir("/proc/self/fd")) == before
+    assert len(os.listdir("/proc/self/fd")) <= before  # Fewer if something of an earlier test was collected.
 
 
 @pytest.mark.parametrize("isolation", [pytest.param("namespaces", marks=needs_namespaces), "process"])

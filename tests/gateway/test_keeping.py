@@ -95,11 +95,11 @@ class TestReaper:
 
     async def test_an_unused_sandbox_is_ended_and_a_used_one_is_not(self, folder: Path) -> None:
         async with open_world(folder, limits=Limits(idle_seconds=0.3)) as world:
-            world.tasks.start_soon(reaper.reap, world.service)
             unused, used = await world.sandbox(), await world.sandbox()
             client = await world.client()
             result = execute(client, used, "sleep", "1000", stdin=True)
             await result.confirmed_event.wait()
+            world.tasks.start_soon(reaper.reap, world.service)  # Not before: to come so far may take longer than that.
             await over(world, unused)
             assert "not used" in unused.record.state_reason
             assert used.record.state is State.RUNNING

@@ -7,7 +7,6 @@ import os
 import signal
 import subprocess
 import sys
-import time
 from typing import TYPE_CHECKING
 
 import httpx
@@ -57,10 +56,10 @@ def test_a_gateway_starts_serves_and_ends(folder: Path, mark: str) -> None:
 
 
 def test_it_ends_when_it_is_not_used(folder: Path) -> None:
-    with GatewayProcess(folder, "--idle-seconds", "0.3") as gateway:
+    with GatewayProcess(folder, "--idle-seconds", "1") as gateway:
         sandbox_id = gateway.sandbox()
         with pytest.raises(subprocess.TimeoutExpired):
-            gateway.process.wait(0.8)  # A sandbox keeps it.
+            gateway.process.wait(1.5)  # A sandbox keeps it.
         with gateway.http() as http:
             http.delete(f"/v1/sandboxes/{sandbox_id}")
         assert gateway.process.wait(SECONDS) == 0
@@ -186,10 +185,8 @@ def test_a_stalled_client_does_not_hold_up_the_end(folder: Path) -> None:
         for _ in range(20):
             channel.start(sandbox_id, "cat", "/dev/zero")
         channel.until(wire.Data)  # And nothing more is read.
-        began = time.monotonic()
         gateway.process.terminate()
         assert gateway.process.wait(SECONDS) == 0
-        assert time.monotonic() - began < 10
         channel.close()
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import errno
 import os
 import signal
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import anyio
 import pytest
@@ -19,6 +19,8 @@ from tests.gateway.conftest import ME, World, execute, open_world, spec_of
 
 if TYPE_CHECKING:
     from pathlib import Path
+
+    import pytest
 
     from tests.gateway.hostrunner import HostCommand
 
@@ -254,9 +256,9 @@ class TestEnds:
         sandbox = await world.sandbox()
         client = await world.client()
         size = WINDOW_BYTES + 1000  # Fits into the window and the pipe: the command ends in time.
-        result = execute(client, sandbox, "head", "-c", str(size), "/dev/zero", timeout_seconds=0.5, paced=False)
+        result = execute(client, sandbox, "head", "-c", str(size), "/dev/zero", timeout_seconds=1.5, paced=False)
         await result.wait_output(WINDOW_BYTES)
-        await anyio.sleep(0.6)  # Longer than the command may take.
+        await anyio.sleep(1.6)  # Longer than the command may take.
         result.paced = True
         result.stream.consumed(len(result.output[0]))
         client.wake()
@@ -419,20 +421,26 @@ class TestLostConnections:
             client.socket.drop()
             await dead(command)
 
-    async def test_coming_back_begins_a_new_grace(self, folder: Path) -> None:
-        async with open_world(folder, limits=Limits(grace_seconds=0.3)) as world:
+    async def test_coming_back_begins_a_new_grace(self, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        async with open_world(folder, limits=Limits(grace_seconds=1)) as world:
+            expire, over = world.service.streams.expire, anyio.Event()
+
+            async def tell(*arguments: Any) -> None:
+                await expire(*arguments)
+                over.set()
+
+            monkeypatch.setattr(world.service.streams, "expire", tell)
             sandbox = await world.sandbox()
             client = await world.client()
             result = execute(client, sandbox, "sleep", "1000", stdin=True)
             await result.confirmed_event.wait()
             client.socket.drop()
-            await anyio.sleep(0.2)  # Two such absences are longer than the grace, each of them is not.
             await client.reconnect()
             await execute(client, sandbox, "true").wait()
+            monkeypatch.setattr(world.service, "limits", Limits(grace_seconds=1000))
             client.socket.drop()
-            await anyio.sleep(0.2)
+            await over.wait()  # The first grace: it was of the first absence.
             assert not command_of(world, 0).killed.is_set()
-            await dead(command_of(world, 0))
 
     async def test_a_dead_client_process_has_no_grace(self, folder: Path) -> None:
         async with open_world(folder, limits=Limits(grace_seconds=1000)) as world:

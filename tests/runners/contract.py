@@ -686,8 +686,8 @@ class RunnerContract:
                 with anyio.move_on_after(0):
                     (await box.connect(port)).abort()
             await (await box.connect(port)).aclose()
-            assert len(os.listdir("/proc/self/fd")) == here
-        assert len(os.listdir("/proc/self/fd")) == before
+            assert len(os.listdir("/proc/self/fd")) <= here  # Fewer if something of an earlier test was collected.
+        assert len(os.listdir("/proc/self/fd")) <= before
 
     async def test_the_gateway_takes_connections_from_inside(self, box: Box) -> None:
         port = free_port(box)

@@ -141,7 +141,7 @@ async def test_a_thousand_commands_leak_no_descriptors(box: LocalBox) -> None:
     with anyio.fail_after(FINISH_SECONDS):
         while len(os.listdir(agent)) > agent_before:
             await agent_turn(box)  # What was forgotten is closed when the agent has read its end.
-    assert descriptors() == before
+    assert descriptors() <= before  # Fewer if something of an earlier test was collected.
 
 
 async def _run_and_forget(box: Box) -> None:
@@ -157,7 +157,7 @@ async def test_boxes_leak_no_descriptors_here(runner: LocalRunner) -> None:
         box.main.forget()
         if number == 1:
             before = descriptors()
-    assert descriptors() == before
+    assert descriptors() <= before  # Fewer if something of an earlier test was collected.
 
 
 async def test_a_full_box_says_so_and_can_still_be_emptied(runner: LocalRunner) -> None:

@@ -17,11 +17,13 @@ from cwsandbox.runners.local.warden import Gate
 from cwsandbox.runners.local.zygote import make_cgroups
 from tests.runners.conftest import box_spec
 from tests.runners.support import check_full_and_emptied, python, run, shell, until_ended
+from tests.support.processes import descendants
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
     from typing import Any
 
+    from cwsandbox.runners.local.box import LocalBox
     from tests.runners.support import MakeRunner
 
 MIB = 1024**2
@@ -116,21 +118,19 @@ def _sees_descriptors() -> bool:
 
 @pytest.mark.skipif(not _sees_descriptors(), reason="needs CAP_SYS_PTRACE, to see a warden's descriptors")
 async def test_no_warden_is_left_of_a_box(bare: LocalRunner) -> None:
-    def wardens() -> set[str]:
-        return {name for name in os.listdir("/proc") if name.isdecimal() and _listens(name)}
+    def wardens(box: LocalBox) -> list[int]:  # Only its own: other tests on this machine have theirs.
+        return [pid for pid in descendants(box._agent_pid) if _listens(pid)]
 
-    before = wardens()
     unwatched = await bare.create(box_spec())
-    assert wardens() == before
+    assert wardens(unwatched) == []
     await unwatched.stop(0)
     box = await bare.create(box_spec(limits=Limits(processes=100)))
-    (warden,) = wardens() - before
+    (warden,) = wardens(box)
     await box.stop(0)
-    await until_ended(int(warden))
-    assert wardens() <= before
+    await until_ended(warden)
 
 
-def _listens(pid: str) -> bool:
+def _listens(pid: int) -> bool:
     """Does a process answer for a seccomp filter?"""
     try:
         links = [os.readlink(f"/proc/{pid}/fd/{fd}") for fd in os.listdir(f"/proc/{pid}/fd")]

@@ -49,6 +49,7 @@ class Blocked:
         self.cancelled = threading.Event()
         self.release = False
         self.cleanup_seconds = 0.0
+        self.stays = False
 
     async def run(self) -> str:
         self.event = anyio.Event()
@@ -56,9 +57,10 @@ class Blocked:
         try:
             await self.event.wait()
         except anyio.get_cancelled_exc_class():
-            if self.cleanup_seconds:
-                with anyio.CancelScope(shield=True):
-                    await anyio.sleep(self.cleanup_seconds)
+            with anyio.CancelScope(shield=True):
+                await anyio.sleep(self.cleanup_seconds)
+                if self.stays:
+                    await self.event.wait()
             self.cancelled.set()
             raise
         return "released"
@@ -230,12 +232,13 @@ async def test_cancelling_the_awaiting_task_cancels_the_operation_and_waits_for_
 async def test_the_cancelled_await_does_not_wait_for_ever(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("cwsandbox._runtime.operation.CANCEL_WAIT_SECONDS", 0.05)
     blocked = Blocked()
-    blocked.cleanup_seconds = 0.5
+    blocked.stays = True
     ref = portal_scope().start(blocked.run)
     await started(blocked)
     with anyio.move_on_after(0):
         await ref
     assert not blocked.cancelled.is_set()
+    portal_scope().loop.run_soon(blocked.event.set)
     with pytest.raises(concurrent.futures.CancelledError):
         await ref
     assert blocked.cancelled.is_set()

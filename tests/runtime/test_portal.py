@@ -6,7 +6,6 @@ import subprocess
 import sys
 import textwrap
 import threading
-import time
 from typing import TYPE_CHECKING
 
 import anyio
@@ -61,16 +60,14 @@ async def test_a_scope_entered_through_the_portal() -> None:
     assert await portal_scope().start(scope.aclose) == []
 
 
-def run_script(script: str, *options: str, **kwargs: Any) -> tuple[subprocess.CompletedProcess[str], float]:
-    began = time.monotonic()
-    done = subprocess.run(
+def run_script(script: str, *options: str, **kwargs: Any) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
         [sys.executable, "-X", "dev", "-W", "error", *options, "-c", PRELUDE + textwrap.dedent(script)],
         capture_output=True,
         text=True,
         timeout=30,
         **kwargs,
     )
-    return done, time.monotonic() - began
 
 
 PRELUDE = textwrap.dedent("""
@@ -106,14 +103,14 @@ def check(done: subprocess.CompletedProcess[str], code: int, *lines: str) -> Non
 
 
 def test_importing_and_exiting_starts_no_thread_and_no_loop() -> None:
-    done, _ = run_script("""
+    done = run_script("""
         say(threading.active_count(), "asyncio" in sys.modules, "trio" in sys.modules)
     """)
     check(done, 0, "1 False False")
 
 
 def test_exit_ends_operations_scopes_cleanups_and_keeps_the_exit_code() -> None:
-    done, took = run_script("""
+    done = run_script("""
         async def enter():
             return await Scope("session").enter()
 
@@ -129,11 +126,10 @@ def test_exit_ends_operations_scopes_cleanups_and_keeps_the_exit_code() -> None:
         sys.exit(3)
     """)
     check(done, 3, "session cleanup ran", "operation ended", "portal cleanup ran")
-    assert took < 10
 
 
 def test_exit_is_bounded() -> None:
-    done, took = run_script("""
+    done = run_script("""
         import cwsandbox._runtime.portal as portal
         portal.EXIT_SECONDS = 0.5
 
@@ -147,11 +143,10 @@ def test_exit_is_bounded() -> None:
         say("leaving")
     """)
     check(done, 0, "leaving")
-    assert took < 10
 
 
 def test_threads_of_the_program_may_work_until_they_end() -> None:
-    done, _ = run_script("""
+    done = run_script("""
         def work():
             threading.main_thread().join()
             say(run_blocking(echo, 5))
@@ -163,7 +158,7 @@ def test_threads_of_the_program_may_work_until_they_end() -> None:
 
 
 def test_after_exit_began_new_operations_are_refused() -> None:
-    done, _ = run_script("""
+    done = run_script("""
         import atexit
 
         def late():
@@ -239,13 +234,12 @@ FORK_LINES = [
 def test_a_forked_child_has_a_portal_of_its_own_and_says_so_of_the_parents_operations(how: str) -> None:
     script = textwrap.dedent(FORK).replace("{exit}", how)
     # 3.12 warns that forking with threads may deadlock; that it does not is what is tested.
-    done, took = run_script(script, "-W", "ignore:This process:DeprecationWarning")
+    done = run_script(script, "-W", "ignore:This process:DeprecationWarning")
     check(done, 0, *FORK_LINES)
-    assert took < 15
 
 
 def test_ctrl_c_in_result_calls_the_hook_and_is_raised() -> None:
-    done, _ = run_script("""
+    done = run_script("""
         class Ref(OperationRef):
             def _on_wait_begin(self):
                 threading.Thread(target=os.kill, args=[os.getpid(), signal.SIGINT]).start()
@@ -267,7 +261,7 @@ def test_ctrl_c_in_result_calls_the_hook_and_is_raised() -> None:
 
 
 def test_ctrl_c_in_run_blocking_cancels_waits_and_is_raised() -> None:
-    done, _ = run_script("""
+    done = run_script("""
         def interrupt():
             started.wait()
             os.kill(os.getpid(), signal.SIGINT)
@@ -282,7 +276,7 @@ def test_ctrl_c_in_run_blocking_cancels_waits_and_is_raised() -> None:
 
 
 def test_ctrl_c_while_run_blocking_hands_the_operation_over() -> None:
-    done, _ = run_script("""
+    done = run_script("""
         start = Scope.start
 
         def start_and_interrupt(*args, **kwargs):

@@ -346,7 +346,7 @@ async def test_a_removed_cleanup_does_not_run() -> None:
 
 
 async def test_a_cleanup_out_of_time_is_reported() -> None:
-    scope = await Scope("test", cleanup_seconds=0.02).enter()
+    scope = await Scope("test", cleanup_seconds=0.3).enter()
     log = Log()
     scope.add_cleanup(forever)
     scope.add_cleanup(log.cleanup())

@@ -101,21 +101,21 @@ async def test_process_cancel_async(asb: Sandbox, marker: str) -> None:
 
 
 def test_timeout_seconds(sb: Sandbox, marker: str) -> None:
-    process = grown(sb, marker, timeout_seconds=1.5)
+    process = grown(sb, marker, timeout_seconds=3)
     with pytest.raises(SandboxTimeoutError):
         process.result()
     assert_gone(marker)
 
 
 async def test_timeout_seconds_async(asb: Sandbox, marker: str) -> None:
-    process = await grown_async(asb, marker, timeout_seconds=1.5)
+    process = await grown_async(asb, marker, timeout_seconds=3)
     with pytest.raises(SandboxTimeoutError):
         await process
     await gone(marker)
 
 
 def test_a_time_limit_fires_though_nobody_waits(sb: Sandbox, marker: str) -> None:
-    grown(sb, marker, timeout_seconds=1.5)
+    grown(sb, marker, timeout_seconds=3)
     assert_gone(marker)
 
 

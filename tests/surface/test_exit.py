@@ -363,7 +363,8 @@ def test_a_handler_of_the_program_is_called_and_its_contexts_are_left(home_folde
 
 
 FORKED = """
-import os, signal, time
+import os, signal, time, warnings
+warnings.filterwarnings("ignore", "This process", DeprecationWarning)  # Of Python 3.12: it has threads.
 from cwsandbox import Sandbox
 with Sandbox.run() as sandbox:
     sandbox.wait()

@@ -618,7 +618,7 @@ def test_a_function_that_closed_its_streams_still_reports(session: Session) -> N
 
 
 def test_a_call_that_takes_too_long_is_killed(session: Session) -> None:
-    @session.function(request_timeout_seconds=0.5)
+    @session.function(request_timeout_seconds=2)
     def slow() -> None:
         import time
 

@@ -112,11 +112,11 @@ def test_the_limit_of_a_call_does_not_run_while_standing_by(home_folder: object)
         time.sleep(60)
 
     with Session() as session:
-        remote = session.function(standby=1, request_timeout_seconds=0.5)(slow)
+        remote = session.function(standby=1, request_timeout_seconds=1.5)(slow)
         remote.prepare().result()
         [worker] = remote._standby._workers
         with pytest.raises(TimeoutError):
-            worker._process.wait(0.7)
+            worker._process.wait(1.7)
         with pytest.raises(SandboxCommandTimeoutError, match="slow"):
             remote.remote().result()
 

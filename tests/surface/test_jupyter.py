@@ -46,7 +46,7 @@ def jupyter_folders(home_folder: Path, tmp_path: Path, monkeypatch: pytest.Monke
         monkeypatch.setenv(name, str(tmp_path / name.lower()))
     before = descendants(os.getpid())
     yield
-    assert descendants(os.getpid()) == before
+    assert descendants(os.getpid()) <= before  # What an earlier test left to end may have ended.
 
 
 def run_cells(*cells: str) -> list[str]:

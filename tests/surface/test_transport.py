@@ -100,10 +100,10 @@ def test_a_command_waits_for_its_gateway_no_longer_than_the_request_timeout(
 ) -> None:
     with Sandbox(base_url=gateway.url) as owner:
         owner.wait()
-        sandbox = Sandbox.from_id(str(owner.sandbox_id), base_url=wire.url, timeout_seconds=0.2).result()
+        sandbox = Sandbox.from_id(str(owner.sandbox_id), base_url=wire.url, timeout_seconds=1).result()
         wire.refuse()
         wire.cut()
-        with pytest.raises(SandboxRequestTimeoutError, match=r"within 0\.2 s"):
+        with pytest.raises(SandboxRequestTimeoutError, match="within 1 s"):
             sandbox.exec(["true"]).result(timeout=20)
 
 
