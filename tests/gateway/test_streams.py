@@ -20,8 +20,6 @@ from tests.gateway.conftest import ME, World, execute, open_world, spec_of
 if TYPE_CHECKING:
     from pathlib import Path
 
-    import pytest
-
     from tests.gateway.hostrunner import HostCommand
 
 MIB = 1024 * 1024
