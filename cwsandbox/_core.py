@@ -20,6 +20,7 @@ from cwsandbox._facts import Facts
 from cwsandbox._lifecycle import Lifecycle, Phase
 from cwsandbox._limits import tell_of_weak_limits
 from cwsandbox._operate import operate
+from cwsandbox._runtime.latch import fork_count
 from cwsandbox._runtime.portal import portal_scope
 from cwsandbox._validate import check_seconds
 from cwsandbox.defaults import DEFAULT_BASE_URL
@@ -104,6 +105,7 @@ class SandboxCore:
         """Held while a start request is on the way; on the scope's loop."""
         self._request = request
         self._request_id = uuid.uuid4().hex
+        self._made_under = fork_count()
         self._lock = threading.Lock()
         self._scope: Scope | None = None
         self._scope_of: Callable[[], Scope] = portal_scope
@@ -141,8 +143,14 @@ class SandboxCore:
         return self._scope_of is scope_of
 
     def scope(self) -> Scope:
-        """The scope that it runs in; asking binds it."""
+        """The scope that it runs in; asking binds it.
+
+        One that has ended with its scope may still be asked for its log and how it ended: from then on in the portal.
+        """
         with self._lock:
+            if self._scope is not None and self._scope.ended and self.life.ended:
+                self._scope, self._scope_of = None, portal_scope
+                self._gateway = self.starting = None
             if self._scope is None:
                 self._scope = self._scope_of()
             return self._scope
@@ -151,7 +159,12 @@ class SandboxCore:
         self, operation: Callable[..., Awaitable[T]], *args: Any, name: str, ref: OperationRef[T] | None = None
     ) -> OperationRef[T]:
         """Run an operation; returns at once."""
-        return operate(self.scope, operation, *args, name=name, ref=ref)
+        return operate(self.scope, operation, *args, name=name, ref=ref, advice=self._advice)
+
+    def _advice(self) -> str:
+        if self.sandbox_id is None:
+            return "make a new sandbox"
+        return f"attach to the sandbox anew with Sandbox.from_id({self.sandbox_id!r})"
 
     async def client(self) -> GatewayClient:
         """The scope's connection to the gateway; opened on first use."""
@@ -196,8 +209,9 @@ class SandboxCore:
     def __del__(self) -> None:
         # What is held is stopped with the program; the rest, once nobody and no operation has it, can be stopped by
         # nobody any more. An object whose construction failed has no life.
+        # In a forked child it is the parent's.
         life = getattr(self, "life", None)
-        if life is not None and self.started_here and life.wants_stop:
+        if life is not None and self.started_here and life.wants_stop and self._made_under == fork_count():
             warnings.warn(
                 f"{self!r} was never stopped: use `with`, `async with`, or stop()",
                 ResourceWarning,

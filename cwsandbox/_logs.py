@@ -13,7 +13,7 @@ import anyio
 from cwsandbox._client.stream import Lost
 from cwsandbox._runtime.operation import OperationRef
 from cwsandbox._runtime.spool import Spool
-from cwsandbox._stream_operation import StreamOperation
+from cwsandbox._stream_operation import StreamOperation, end_of_stream
 from cwsandbox.exceptions import SandboxNotRunningError
 
 if TYPE_CHECKING:
@@ -61,7 +61,7 @@ class LogsOperation(StreamOperation):
 
     def start(self) -> LineReader:
         """Begin; whatever happens is told through the reader."""
-        self._ref.add_done_callback(lambda ref: self._spool.close(ref._error))
+        self._ref.add_done_callback(lambda ref: self._spool.close(end_of_stream(ref)))
         self._sandbox.operate(self, ref=self._ref, name="stream logs")
         return self.reader
 

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import anyio
 
 from cwsandbox._runtime.operation import OperationRef
+from cwsandbox._runtime.portal import exiting
 from cwsandbox._runtime.scope import ScopeClosedError
 from cwsandbox.exceptions import SandboxError, SandboxNotRunningError
 
@@ -26,13 +27,27 @@ def operate(
     *args: Any,
     name: str,
     ref: OperationRef[T] | None = None,
+    advice: Callable[[], str] = lambda: "make a new one",
 ) -> OperationRef[T]:
-    """Run an operation in a scope; returns at once. A scope that takes no more work fails the ref, not the caller."""
+    """Run an operation in a scope; returns at once. A scope that takes no more work fails the ref, not the caller.
+
+    Args:
+        scope: Where it runs.
+        operation: An async function.
+        *args: Its arguments.
+        name: What it is called in errors.
+        ref: The handle to use; a new one by default.
+        advice: Says what a caller can do whose scope takes no more work.
+    """
     ref = OperationRef() if ref is None else ref
     try:
         return scope().start(operation, *args, ref=ref, name=name)
     except ScopeClosedError as closed:
-        error = SandboxNotRunningError(f"{name}: the context it belongs to was left, or its event loop has ended")
+        error = SandboxNotRunningError(
+            f"{name}: the program is ending: begin no new operations then"
+            if exiting()
+            else f"{name}: the context it belongs to was left, or its event loop has ended; {advice()}"
+        )
         error.__cause__ = closed
         ref._settle_error(error)
         return ref

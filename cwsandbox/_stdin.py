@@ -133,6 +133,7 @@ class StreamWriter:
             raise SandboxExecutionError("stdin is closed: write before close()")
 
     def _over(self, cause: BaseException) -> BaseException:
-        error = SandboxExecutionError(f"the command has ended, so nothing can be written to its stdin: {cause}")
-        error.__cause__ = cause
+        why = str(cause) if isinstance(cause, Exception) else "it was cancelled"
+        error = SandboxExecutionError(f"the command has ended, so nothing can be written to its stdin: {why}")
+        error.__cause__ = cause if isinstance(cause, Exception) else None
         return error

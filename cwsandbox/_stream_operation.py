@@ -10,19 +10,34 @@ import anyio
 from cwsandbox._client.errors import status_error
 from cwsandbox._client.stream import Exited, Lost, Refused, Signaled
 from cwsandbox._lifecycle import Phase
+from cwsandbox._runtime.operation import Outcome
 from cwsandbox.exceptions import SandboxFailedError, SandboxNotRunningError, SandboxTerminatedError
 from cwsandbox.status import SandboxStatus
 
 if TYPE_CHECKING:
-    from cwsandbox._client.stream import ClientStream, Outcome
+    from cwsandbox._client.stream import ClientStream
+    from cwsandbox._client.stream import Outcome as StreamOutcome
     from cwsandbox._core import SandboxCore
+    from cwsandbox._runtime.operation import OperationRef
     from cwsandbox.exceptions import CWSandboxError
     from cwsandbox.wire.channel import StreamKind
 
-__all__ = ["StreamOperation"]
+__all__ = ["StreamOperation", "end_of_stream"]
 
 _CANCEL_SECONDS = 5.0
 """How long a cancelled operation waits for the gateway to confirm that the command is dead (design, section 3)."""
+
+
+def end_of_stream(ref: OperationRef[Any]) -> BaseException | None:
+    """What a reader gets at the end of the stream of an operation that has ended.
+
+    A stream that was cut off is not one that ended. A reader that cut it off itself, by closing, asks for nothing more.
+    """
+    if ref._outcome is Outcome.CANCELLED:
+        return SandboxNotRunningError(
+            "the stream was cut off: the context it belongs to was left, or its event loop has ended"
+        )
+    return ref._error
 
 
 class StreamOperation:
@@ -38,7 +53,7 @@ class StreamOperation:
         self._changed: anyio.Event | None = None
         """Set to wake the task; made by the task, as an event belongs to the loop that it is made on."""
         self._confirmed = False
-        self._outcome: Outcome | None = None
+        self._outcome: StreamOutcome | None = None
 
     # What the channel calls.
 
@@ -61,7 +76,7 @@ class StreamOperation:
         if told is not None and life.phase is Phase.STARTING:
             life.running(SandboxInfo.from_params(told))
 
-    def ended(self, outcome: Outcome) -> None:
+    def ended(self, outcome: StreamOutcome) -> None:
         """The stream is over."""
         self._outcome = outcome
         self._wake()

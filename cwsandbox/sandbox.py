@@ -16,7 +16,8 @@ from cwsandbox._listing import ListQuery, with_terminated
 from cwsandbox._logs import LogsOperation
 from cwsandbox._operate import SharedOperation
 from cwsandbox._request import SandboxRequest
-from cwsandbox._runtime.operation import OperationRef
+from cwsandbox._runtime.operation import CANCEL_WAIT_SECONDS, OperationRef
+from cwsandbox._runtime.scope import ScopeClosedError
 from cwsandbox._shell import ShellOperation
 from cwsandbox._stopping import stop_sandbox
 from cwsandbox._validate import (
@@ -186,7 +187,11 @@ class Sandbox:
             )
         argv = check_command(args) if args else []
         sandbox = cls(command=argv[0] if argv else None, args=argv[1:] if argv else None, **kwargs)
-        sandbox.start().result()
+        try:
+            sandbox._start_blocking()
+        except KeyboardInterrupt as error:
+            sandbox.__exit__(type(error), error, None)
+            raise
         return sandbox
 
     @classmethod
@@ -695,9 +700,12 @@ class Sandbox:
     def __enter__(self) -> Self:
         hold(self._core)
         try:
-            self.start().result()
+            self._start_blocking()
         except Exception:
             self._release()
+            raise
+        except BaseException as error:
+            self.__exit__(type(error), error, None)
             raise
         if self._session is None and self._at_exit is None:
             self._at_exit = self._core.scope().add_cleanup(self._stop_at_exit)
@@ -710,7 +718,8 @@ class Sandbox:
             if self.sandbox_id is not None:
                 self.stop().result()
         except Exception as error:
-            self._release()
+            if not _nobody_was_asked(error):
+                self._release()
             leave_failed(error, f"stopping {self!r}", body=exc)
         else:
             self._release()
@@ -721,23 +730,41 @@ class Sandbox:
         hold(self._core)
         try:
             await self.start()
-        except BaseException:
+        except Exception:
             await self._own_scope.close()
             self._release()
+            raise
+        except BaseException as error:
+            # Cancelled as the gateway accepted it, or started before: there is a sandbox, and nobody else to stop it.
+            await self.__aexit__(type(error), error, None)
             raise
         return self
 
     async def __aexit__(
         self, exc_type: type[BaseException] | None, exc: BaseException | None, tb: TracebackType | None
     ) -> None:
+        keep = False
         try:
             if self.sandbox_id is not None:
                 await await_shielded(self.stop(), _GRACE_SECONDS + _LEAVE_SLACK_SECONDS, f"stopping {self!r}")
         except Exception as error:
+            keep = _nobody_was_asked(error)
             leave_failed(error, f"stopping {self!r}", body=exc)
         finally:
             await self._own_scope.close()
-            self._release()
+            if not keep:
+                self._release()
+
+    def _start_blocking(self) -> None:
+        """Start, and wait until it was accepted; Ctrl-C gives the start up, unless it was accepted first."""
+        # Made first: Ctrl-C may come when the start is under way already, and beginning it has not returned.
+        ref = OperationRef[None]()
+        try:
+            self._core.operate(self._core.start, name="start sandbox", ref=ref).result()
+        except KeyboardInterrupt:
+            if ref._cancel():
+                ref._latch.wait_blocking(CANCEL_WAIT_SECONDS)
+            raise
 
     def _release(self) -> None:
         """It has ended, or the caller was told that it could not be stopped. A context that is interrupted keeps it."""
@@ -785,6 +812,11 @@ class Sandbox:
         release(self._core)
         if self._session is not None:
             self._session._forget(self)
+
+
+def _nobody_was_asked(error: Exception) -> bool:
+    """Whether a stop failed because its scope takes no more work: the sandbox is held on, and goes with the program."""
+    return isinstance(error.__cause__, ScopeClosedError)
 
 
 async def _delete(finder: SandboxCore, sandbox_id: str, missing_ok: bool) -> None:

@@ -13,6 +13,7 @@ from cwsandbox._files.whole import FileOperation
 from cwsandbox._runtime.operation import OperationRef
 from cwsandbox._runtime.readers import ChunkReader, StreamReader
 from cwsandbox._runtime.spool import Spool
+from cwsandbox._stream_operation import end_of_stream
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -116,7 +117,7 @@ class _Feeding(FileOperation, abc.ABC):
         """Begin; whatever happens is told through the reader."""
         self._spool = Spool(keep=False)
         ref: OperationRef[None] = OperationRef()
-        ref.add_done_callback(lambda ref: self._spool.close(ref._error))
+        ref.add_done_callback(lambda ref: self._spool.close(end_of_stream(ref)))
         reader = self._spool._the_reader(kind, ref._cancel)
         reader._begun = self._begun = _Begun(ref)
         loop = self._sandbox.scope().loop

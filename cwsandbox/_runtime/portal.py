@@ -96,6 +96,11 @@ def portal_scope() -> Scope:
     return _start_portal()
 
 
+def exiting() -> bool:
+    """Whether the interpreter is exiting: then there is no portal any more."""
+    return _exiting
+
+
 def _start_portal() -> Scope:
     global _portal, _exit_registered
     with _lock:

@@ -68,7 +68,8 @@ class StreamReader(abc.ABC, Generic[T]):
         try:
             return self._items.popleft()
         except IndexError:
-            return self._next_blocking()
+            pass  # What is raised below has nothing to do with it.
+        return self._next_blocking()
 
     def __aiter__(self) -> Self:
         return self
@@ -77,7 +78,8 @@ class StreamReader(abc.ABC, Generic[T]):
         try:
             return self._items.popleft()
         except IndexError:
-            return await self._next()
+            pass
+        return await self._next()
 
     def __repr__(self) -> str:
         return f"<{type(self).__name__} {'exhausted' if self._exhausted else 'open'}>"

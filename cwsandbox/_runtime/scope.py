@@ -151,6 +151,11 @@ class Scope:
         """Whether it takes no new work any more."""
         return self._state not in {State.NEW, State.OPEN}
 
+    @property
+    def ended(self) -> bool:
+        """Whether nothing of it runs any more."""
+        return self._ended.is_set
+
     # Entering and leaving.
 
     async def enter(self) -> Self:

@@ -71,6 +71,12 @@ SYNC_BODIES = {
         "    with Sandbox.run() as sandbox: up(sandbox); ready.set(); time.sleep(60)\n"
         "threading.Thread(target=work, daemon=True).start(); ready.wait(); end()"
     ),
+    "in a daemon thread that waits": (
+        "ready = threading.Event()\n"
+        "def work():\n"
+        "    with Sandbox.run() as sandbox: up(sandbox); ready.set(); sandbox.exec(['sleep', '60']).result()\n"
+        "threading.Thread(target=work, daemon=True).start(); ready.wait(); end()"
+    ),
 }
 ASYNC_BODIES = {
     "with a sandbox": "async with Sandbox() as sandbox: await up(sandbox); await end()",

@@ -14,7 +14,9 @@ import pytest
 
 import cwsandbox
 from cwsandbox import (
+    OperationRef,
     Sandbox,
+    SandboxDefaults,
     SandboxFailedError,
     SandboxNotFoundError,
     SandboxNotRunningError,
@@ -22,6 +24,7 @@ from cwsandbox import (
     SandboxTerminatedError,
     SandboxTimeoutError,
     Session,
+    _core,
 )
 
 if TYPE_CHECKING:
@@ -539,6 +542,71 @@ def test_operations_after_our_own_stop(home_folder: object) -> None:
     sandbox.start().result()
     with sandbox as same:
         assert same is sandbox
+
+
+async def test_operations_after_leaving_the_context(home_folder: object) -> None:
+    """The same, on whichever loop: what ended can still be asked how, and what it printed."""
+    async with Sandbox(
+        command="sh", args=["-c", "echo from main; trap 'exit 0' TERM; while :; do sleep 1; done"]
+    ) as sandbox:
+        follower = sandbox.stream_logs(follow=True)
+        assert await anext(follower) == "from main\n"
+    for operation in (lambda: sandbox.exec(["true"]), lambda: sandbox.read_file("/etc/hostname")):
+        with pytest.raises(SandboxNotRunningError, match="terminated"):
+            await operation()
+    assert [line async for line in sandbox.stream_logs()] == ["from main\n"]
+    with pytest.raises(SandboxTerminatedError):
+        await sandbox
+    with pytest.raises(SandboxTerminatedError):
+        await sandbox.wait_until_complete()
+    assert await sandbox.wait_until_complete(raise_on_termination=False) is sandbox
+    assert await sandbox.start() is None
+    assert await sandbox.stop() is None
+    async with sandbox as same:
+        assert same is sandbox
+
+
+async def test_entering_that_is_cancelled_as_the_start_is_accepted_leaves_nothing(
+    gateway: ServedGateway, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    sandbox = Sandbox(base_url=gateway.url)
+    with anyio.CancelScope() as scope:
+        monkeypatch.setattr(_core, "on_started", lambda core: scope.cancel())
+        async with sandbox:
+            pytest.fail("was entered")
+    assert scope.cancelled_caught
+    assert sandbox.sandbox_id is not None
+    assert sandbox.status in TERMINAL
+    assert await Sandbox.list(base_url=gateway.url) == []
+
+
+@pytest.mark.parametrize("accepted_first", [False, True])
+@pytest.mark.parametrize("entered", [False, True])
+def test_ctrl_c_while_a_sandbox_starts_leaves_nothing(
+    gateway: ServedGateway, monkeypatch: pytest.MonkeyPatch, entered: bool, accepted_first: bool
+) -> None:
+    gateway.accepting.close()
+    accepted, blocked = threading.Event(), threading.current_thread()
+
+    def interrupt(ref: OperationRef[None]) -> None:
+        if threading.current_thread() is not blocked:
+            return
+        gateway.accepting.wait_for_arrivals(1)
+        gateway.accepting.open()
+        if accepted_first:
+            accepted.wait(30)
+        monkeypatch.undo()
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(_core, "on_started", lambda core: accepted.set())
+    monkeypatch.setattr(OperationRef, "_on_wait_begin", interrupt)
+    defaults = SandboxDefaults(base_url=gateway.url)
+    with pytest.raises(KeyboardInterrupt):
+        if entered:
+            Sandbox(defaults=defaults).__enter__()
+        else:
+            Sandbox.run(defaults=defaults)
+    assert Sandbox.list(base_url=gateway.url).result() == []
 
 
 def test_concurrent_stops_share_one_request(gateway: ServedGateway) -> None:

@@ -4,16 +4,27 @@ from __future__ import annotations
 
 import asyncio
 import os
+import re
 import subprocess
 import sys
 import threading
+from concurrent.futures import CancelledError
 from typing import TYPE_CHECKING, Any
 
 import anyio
 import anyio.to_thread
 import pytest
 
-from cwsandbox import OperationRef, Sandbox, Session, _exit
+from cwsandbox import (
+    OperationRef,
+    Process,
+    Sandbox,
+    SandboxExecutionError,
+    SandboxNotRunningError,
+    Session,
+    StreamReader,
+    _exit,
+)
 from tests.support.clients import run_client
 
 if TYPE_CHECKING:
@@ -137,6 +148,14 @@ sandbox.stop().result()
 """
 
 
+def test_a_forked_child_that_ends_does_not_warn_of_its_parents_sandboxes(home_folder: object) -> None:
+    done = run_client(
+        "import os, sys\nfrom cwsandbox import Sandbox\nsandbox = Sandbox.run()\n"
+        "if os.fork() == 0: sys.exit()\nos.wait()\nsandbox.stop().result()"
+    )
+    assert (done.returncode, done.stderr) == (0, "")
+
+
 def test_a_forked_child_works_and_the_parent_goes_on(home_folder: object) -> None:
     done = run_client(FORK)
     lines = done.stdout.splitlines()
@@ -174,12 +193,39 @@ def test_a_scope_whose_loop_ended_says_so(home_folder: object) -> None:
         return sandbox
 
     sandbox = asyncio.run(leave_open())
-    with pytest.raises(Exception, match=r"left|loop") as caught:
-        sandbox.exec(["true"]).result(timeout=20)
-    assert not isinstance(caught.value, TimeoutError)
     assert sandbox.sandbox_id is not None
+    advice = re.escape(f"attach to the sandbox anew with Sandbox.from_id({sandbox.sandbox_id!r})")
+    with pytest.raises(SandboxNotRunningError, match=f"its event loop has ended; {advice}"):
+        sandbox.exec(["true"]).result(timeout=20)
+    with pytest.raises(SandboxNotRunningError, match=advice):
+        sandbox.stop().result(timeout=20)
     Sandbox.delete(sandbox.sandbox_id, missing_ok=True).result()
+    assert sandbox._core in _exit._held
     _exit.release(sandbox._core)  # Its own handle cannot stop it any more: the end of the program would.
+
+
+@pytest.mark.usefixtures("never_stopped")
+def test_streams_whose_loop_ended_say_that_they_were_cut_off(home_folder: object) -> None:
+    async def leave_open() -> tuple[Sandbox, Process, StreamReader[str]]:
+        sandbox = await Sandbox(command="sh", args=["-c", "echo one; exec sleep 60"]).__aenter__()
+        process = sandbox.exec(["cat"], stdin=True)
+        log = sandbox.stream_logs(follow=True)
+        assert await anext(log) == "one\n"
+        return sandbox, process, log
+
+    sandbox, process, log = asyncio.run(leave_open())
+    with pytest.raises(SandboxNotRunningError, match="cut off"):
+        next(log)
+    assert list(log) == []
+    assert list(process.stdout) == []
+    with pytest.raises(CancelledError):
+        process.result()
+    assert process.stdin is not None
+    with pytest.raises(SandboxExecutionError, match=r"it was cancelled$") as caught:
+        process.stdin.write(b"x")
+    assert caught.value.__cause__ is None
+    Sandbox.delete(str(sandbox.sandbox_id)).result()
+    _exit.release(sandbox._core)
 
 
 async def test_nothing_is_left_on_the_loop_after_leaving(home_folder: object) -> None:
