@@ -70,6 +70,23 @@ def _load_client() -> None:
     _client_loaded = True
 
 
+def _check_base_url(base_url: str | None) -> None:
+    """A wrong one shows where it was written; whether it counts is known when it is used."""
+    if base_url is not None and base_url != "":
+        from cwsandbox._client.address import parse_address
+
+        parse_address(base_url)
+
+
+def _request_timeout(defaults: SandboxDefaults, given: float | None) -> float:
+    timeout = check_seconds(given, "request_timeout_seconds")
+    if timeout is None:
+        timeout = check_seconds(defaults.request_timeout_seconds, "request_timeout_seconds of the defaults")
+    if timeout is None:
+        raise TypeError("request_timeout_seconds of the defaults must be a number of seconds, not None")
+    return timeout
+
+
 class SandboxCore:
     """One sandbox, or (without a request) what looks for others.
 
@@ -92,11 +109,13 @@ class SandboxCore:
         timeout_seconds: float | None,
         auth: Auth | None = None,
     ) -> None:
-        timeout = check_seconds(timeout_seconds, "request_timeout_seconds")
         self.defaults = defaults
         self.base_url = base_url
+        _check_base_url(base_url)
+        if defaults.base_url is not DEFAULT_BASE_URL:
+            _check_base_url(defaults.base_url)
         self.auth: Auth | None = check_auth(defaults.auth if auth is None else auth)
-        self.timeout: float = defaults.request_timeout_seconds if timeout is None else timeout
+        self.timeout: float = _request_timeout(defaults, timeout_seconds)
         self.life: Lifecycle = Lifecycle()
         self.facts: Facts = Facts(self.life, request)
         self.stats: ExecStats = ExecStats()

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from attrs import field, frozen
 
-from cwsandbox._validate import check_command, check_environment, check_seconds, check_strings
+from cwsandbox._validate import check_command, check_environment, check_seconds, check_strings, check_text
 from cwsandbox.options import ResourceOptions, merge_secrets, network_options, resource_options
 
 if TYPE_CHECKING:
@@ -75,7 +75,7 @@ class SandboxRequest:
         lifetime = check_seconds(max_lifetime_seconds, "max_lifetime_seconds", positive=True)
         return cls(
             argv=_argv(defaults, command, args),
-            image=_image(container_image or defaults.container_image),
+            image=_image(container_image, defaults.container_image),
             tags=(*_strings(defaults.tags, "tags of the defaults"), *_strings(tags, "tags")),
             max_lifetime_seconds=defaults.max_lifetime_seconds if lifetime is None else lifetime,
             profile_ids=_ids(profile_ids, defaults.profile_ids, "profile_ids"),
@@ -162,7 +162,7 @@ def _lifetime(seconds: float | None) -> float:
 
 def _argv(defaults: SandboxDefaults, command: str | None, args: Sequence[str] | None) -> tuple[str, ...]:
     """Default args accompany the default command only: they would mean something else to another one."""
-    if command and not isinstance(command, str):
+    if command is not None and not isinstance(command, str):
         raise TypeError(f"command must be a str, the program; its arguments go into args, not {type(command).__name__}")
     given = check_strings(args, "args")
     if given is None:
@@ -182,18 +182,17 @@ def _merged(defaults: Mapping[str, str], given: Mapping[str, str] | None, name: 
     return {**check_environment(defaults, f"{name} of the defaults"), **check_environment(given, name)}
 
 
-def _image(image: str) -> str:
-    if not isinstance(image, str):
-        raise TypeError(f"container_image must be a str, not {type(image).__name__}")
-    return image
+def _image(given: str | None, default: str) -> str:
+    image = "" if given is None else check_text(given, "container_image")
+    return image or check_text(default, "container_image of the defaults")
 
 
-def _entries(entries: Sequence[Mapping[str, Any]] | None, name: str) -> Sequence[Mapping[str, Any]]:
-    if entries is None:
+def _entries(values: Any, name: str) -> Sequence[Any]:
+    if values is None:
         return ()
-    if isinstance(entries, str | bytes | Mapping) or not isinstance(entries, Iterable):
-        raise TypeError(f"{name} must be a list of dicts, not {type(entries).__name__}")
-    return tuple(entries)
+    if isinstance(values, str | bytes | Mapping) or not isinstance(values, Iterable):
+        raise TypeError(f"{name} must be a list of dicts, not {type(values).__name__}")
+    return tuple(values)
 
 
 def _files(
@@ -209,10 +208,8 @@ def _file(entry: Mapping[str, Any], index: int) -> tuple[str, bytes]:
     _keys(entry, {"path", "mount_path", "content", "file_content"}, where)
     path = _one_of(entry, "path", "mount_path", where)
     content = _one_of(entry, "content", "file_content", where)
-    if not isinstance(path, str):
-        raise TypeError(f"{where}: the path must be a str, not {type(path).__name__}")
-    if not path.startswith("/") or "\0" in path:
-        raise ValueError(f"{where}: the path must be absolute and without NUL bytes, not {path!r}")
+    if not check_text(path, f"{where}: the path").startswith("/"):
+        raise ValueError(f"{where}: the path must be absolute, not {path!r}")
     if isinstance(content, str):
         return path, content.encode()
     if isinstance(content, bytes | bytearray | memoryview):
@@ -233,10 +230,7 @@ def _s3_mount(value: Mapping[str, Any] | None) -> dict[str, str] | None:
     for key in ("bucket", "mount_path"):
         if not value.get(key):
             raise ValueError(f"s3_mount must have {key!r}")
-    for key, item in value.items():
-        if not isinstance(item, str):
-            raise TypeError(f"s3_mount[{key!r}] must be a str, not {type(item).__name__}")
-    return dict(value)
+    return {key: check_text(item, f"s3_mount[{key!r}]") for key, item in value.items()}
 
 
 def _port(entry: Mapping[str, Any], index: int) -> tuple[int, str, str]:
@@ -245,9 +239,8 @@ def _port(entry: Mapping[str, Any], index: int) -> tuple[int, str, str]:
     number = _whole(entry.get("container_port"), f"{where}: container_port")
     if number is None or not 1 <= number <= _MAX_PORT:
         raise ValueError(f"{where}: container_port must be from 1 to {_MAX_PORT}, not {number!r}")
-    name, protocol = entry.get("name") or "", entry.get("protocol") or "TCP"
-    if not isinstance(name, str) or not isinstance(protocol, str):
-        raise TypeError(f"{where}: name and protocol must be str")
+    name = check_text(entry.get("name") or "", f"{where}: name")
+    protocol = check_text(entry.get("protocol") or "TCP", f"{where}: protocol")
     if protocol.upper() not in _PROTOCOLS:
         raise ValueError(f"{where}: protocol must be one of {', '.join(_PROTOCOLS)}, not {protocol!r}")
     return number, name, protocol.upper()
@@ -260,8 +253,8 @@ def _whole(value: int | None, name: str) -> int | None:
 
 
 def _seconds(value: int | None, name: str) -> int | None:
-    check_seconds(_whole(value, name), name)
-    return value
+    limit = check_seconds(_whole(value, name), name)
+    return None if limit == math.inf else value
 
 
 def _keys(entry: Any, known: set[str], where: str) -> None:

@@ -21,6 +21,7 @@ __all__ = [
     "check_strings",
     "check_tail_lines",
     "check_terminal_side",
+    "check_text",
     "makes_decorators",
     "profiles_of",
 ]
@@ -28,11 +29,16 @@ __all__ = [
 F = TypeVar("F", bound=Callable[..., Any])
 
 
+_FOREVER_SECONDS = 2**53
+"""From here on a number of seconds is taken as infinite: JSON and the system's clocks know no greater ones."""
+
+
 def check_command(command: Sequence[str]) -> list[str]:
     """An argument vector as a list of str.
 
     Raises:
-        TypeError: A bare str (it would be split into characters), or an item that is neither str nor path-like.
+        TypeError: A bare str (it would be split into characters), no list, or an item that is neither str nor
+            path-like.
         ValueError: Empty, with a NUL byte, or with half a character.
     """
     if isinstance(command, str | bytes):
@@ -40,6 +46,8 @@ def check_command(command: Sequence[str]) -> list[str]:
             f"command must be a list of arguments, not {type(command).__name__}; "
             f'write ["/bin/sh", "-c", {command!r}] to run a shell line'
         )
+    if not _is_list(command):
+        raise TypeError(f"command must be a list of arguments, not {type(command).__name__}")
     argv = [_sendable(_text(item, f"command[{index}]"), f"command[{index}]") for index, item in enumerate(command)]
     if not argv:
         raise ValueError("command must not be empty")
@@ -68,11 +76,15 @@ def check_path(path: str | os.PathLike[str], name: str = "filepath") -> str:
 
     Raises:
         TypeError: Neither str nor path-like.
-        ValueError: Empty, or with a NUL byte.
+        ValueError: Empty, with a NUL byte, or neither text nor the name of a file.
     """
     text = _text(path, name)
     if not text:
         raise ValueError(f"{name} must not be empty")
+    try:
+        text.encode("utf-8", "surrogateescape")
+    except UnicodeEncodeError:
+        raise ValueError(f"{name} has a lone surrogate that no file's name can have: {text!r}") from None
     return text
 
 
@@ -83,7 +95,7 @@ def check_id(sandbox_id: str) -> str:
         TypeError: Not a str.
         ValueError: Empty, with a NUL byte, or with half a character.
     """
-    text = _sendable(_text(sandbox_id, "sandbox_id", paths=False), "sandbox_id")
+    text = check_text(sandbox_id, "sandbox_id")
     if not text:
         raise ValueError("sandbox_id must not be empty; sandbox.sandbox_id is None until the sandbox was started")
     return text
@@ -124,10 +136,8 @@ def check_seconds(value: float | None, name: str, *, positive: bool = False, fin
         return None
     if isinstance(value, bool) or not isinstance(value, int | float):
         raise TypeError(f"{name} must be a number of seconds, not {type(value).__name__}")
-    try:
-        float(value)
-    except OverflowError:
-        raise ValueError(f"{name} is too large for a number of seconds; math.inf is no limit") from None
+    if value > _FOREVER_SECONDS:
+        value = math.inf
     if finite and value == math.inf:
         raise ValueError(f"{name} must be a finite number of seconds")
     if math.isnan(value) or value < 0 or (positive and value == 0):
@@ -139,8 +149,8 @@ def check_strings(values: Iterable[str] | None, name: str) -> list[str] | None:
     """A list of strings, or None.
 
     Raises:
-        TypeError: A bare str, no iterable, or an item that is not a str.
-        ValueError: A NUL byte in an item.
+        TypeError: A bare str, a mapping, no list at all, or an item that is not a str.
+        ValueError: A NUL byte or half a character in an item.
     """
     if values is None:
         return None
@@ -148,9 +158,19 @@ def check_strings(values: Iterable[str] | None, name: str) -> list[str] | None:
         raise TypeError(
             f"{name} must be a list of strings, not the {type(values).__name__} {values!r}; write [{values!r}]"
         )
-    if not isinstance(values, Iterable):
+    if not _is_list(values):
         raise TypeError(f"{name} must be a list of strings, not {type(values).__name__}")
-    return [_text(value, f"{name}[{index}]", paths=False) for index, value in enumerate(values)]
+    return [check_text(value, f"{name}[{index}]") for index, value in enumerate(values)]
+
+
+def check_text(value: str, name: str) -> str:
+    """A str that can be sent.
+
+    Raises:
+        TypeError: Not a str.
+        ValueError: A NUL byte, or half a character.
+    """
+    return _sendable(_text(value, name, paths=False), name)
 
 
 def check_tail_lines(value: int | None) -> int | None:
@@ -231,6 +251,11 @@ def check_bytes(data: Any, name: str) -> bytes:
         return bytes(data)
     hint = '; encode it first: text.encode("utf-8")' if isinstance(data, str) else ""
     raise TypeError(f"{name} must be bytes, not {type(data).__name__}{hint}")
+
+
+def _is_list(values: Any) -> bool:
+    """Whether it can stand for a list: of a mapping, half of what was written would be lost."""
+    return isinstance(values, Iterable) and not isinstance(values, Mapping)
 
 
 def _text(value: Any, name: str, *, paths: bool = True) -> str:

@@ -234,7 +234,7 @@ class Sandbox:
             TypeError: Two names of one setting contradict each other.
             ValueError: From the ref: `status` is not a `SandboxStatus` value.
         """
-        finder = SandboxCore(None, SandboxDefaults(), base_url, timeout_seconds, auth)
+        finder = _finder(base_url, timeout_seconds, auth)
         stopped = with_terminated(include_stopped, show_terminated)
         profiles = profiles_of(profile_ids, profile_names)
         query = ListQuery(tags, status, profiles, runner_ids, stopped)
@@ -256,7 +256,7 @@ class Sandbox:
             ValueError: The id is empty.
         """
         wanted = check_id(sandbox_id)
-        finder = SandboxCore(None, SandboxDefaults(), base_url, timeout_seconds, auth)
+        finder = _finder(base_url, timeout_seconds, auth)
         return finder.operate(cls._find, finder, wanted, name="find sandbox")
 
     @classmethod
@@ -276,7 +276,7 @@ class Sandbox:
             ValueError: The id is empty.
         """
         wanted = check_id(sandbox_id)
-        finder = SandboxCore(None, SandboxDefaults(), base_url, timeout_seconds, auth)
+        finder = _finder(base_url, timeout_seconds, auth)
         return finder.operate(_delete, finder, wanted, missing_ok, name="delete sandbox")
 
     @classmethod
@@ -427,8 +427,8 @@ class Sandbox:
             SandboxNotRunningError: Our own stop came first.
             SandboxTimeoutError: It does not run after `timeout`; it is not stopped.
         """
-        check_seconds(timeout, "timeout")
-        self._core.operate(self._core.wait_running, timeout, name="wait until running").result()
+        limit = check_seconds(timeout, "timeout")
+        self._core.operate(self._core.wait_running, limit, name="wait until running").result()
         return self
 
     def wait_until_complete(
@@ -445,8 +445,8 @@ class Sandbox:
             SandboxTerminatedError: From the ref: it was stopped, and `raise_on_termination`.
             SandboxTimeoutError: From the ref: not complete after `timeout`.
         """
-        check_seconds(timeout, "timeout")
-        return self._core.operate(self._wait_complete, timeout, raise_on_termination, name="wait until complete")
+        limit = check_seconds(timeout, "timeout")
+        return self._core.operate(self._wait_complete, limit, raise_on_termination, name="wait until complete")
 
     def __await__(self) -> Generator[Any, None, Self]:
         """Start if needed, and wait until the sandbox runs. Raises as `wait`."""
@@ -494,9 +494,13 @@ class Sandbox:
             A ref that resolves when the sandbox has ended. Cancelling whoever awaits it stops the waiting only.
 
         Raises:
+            TypeError: The grace period is no number.
+            ValueError: It is negative, NaN or infinite.
             SandboxNotFoundError: From the ref: unknown to the gateway, and not `missing_ok`.
             SandboxError: From the ref: the gateway could not stop it; a later call tries again.
         """
+        if graceful_shutdown_seconds is None:
+            raise TypeError("graceful_shutdown_seconds must be a number of seconds, not None")
         check_seconds(graceful_shutdown_seconds, "graceful_shutdown_seconds", finite=True)
         with self._lock:
             if self._life.ended or self._life.cancel():
@@ -812,6 +816,11 @@ class Sandbox:
         release(self._core)
         if self._session is not None:
             self._session._forget(self)
+
+
+def _finder(base_url: str | None, timeout_seconds: float | None, auth: Auth | None) -> SandboxCore:
+    """What looks for sandboxes of anybody's."""
+    return SandboxCore(None, SandboxDefaults(), base_url, check_seconds(timeout_seconds, "timeout_seconds"), auth)
 
 
 def _nobody_was_asked(error: Exception) -> bool:

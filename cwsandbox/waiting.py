@@ -71,7 +71,7 @@ def wait(
         raise TypeError(f"num_returns must be an int, not {type(num_returns).__name__}")
     if num_returns is not None and num_returns < 1:
         raise ValueError(f"num_returns must be at least 1, not {num_returns}")
-    check_seconds(timeout, "timeout")
+    timeout = check_seconds(timeout, "timeout")
     items = list(waitables)
     refs = [_ref(item) for item in items]
     wanted = len(refs) if num_returns is None else min(num_returns, len(refs))

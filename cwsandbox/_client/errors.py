@@ -184,6 +184,7 @@ def _has_wrong_fields(status: Status) -> bool:
 def _message(status: Status) -> str:
     message = status.message or status.code.name
     violations = [f"{violation.field}: {violation.description}" for violation in status.violations]
+    violations = [violation for violation in violations if violation not in message]
     return f"{message} ({'; '.join(violations)})" if violations else message
 
 

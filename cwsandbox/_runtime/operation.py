@@ -111,12 +111,15 @@ class OperationRef(Generic[T]):
 
         Raises:
             TimeoutError: not finished in time.
+            TypeError: ``timeout`` is no number.
             concurrent.futures.CancelledError: the operation was cancelled.
             RuntimeError: called on the event loop that has to run the operation, or in a forked child of the process
             that
                 started it.
         """
         try:
+            if timeout is not None and not isinstance(timeout, int | float):
+                raise TypeError(f"timeout must be a number of seconds, not {type(timeout).__name__}")
             if not self._latch.is_set:
                 self._block(timeout)
             return self._collect()

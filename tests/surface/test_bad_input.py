@@ -17,6 +17,8 @@ from cwsandbox import (
     SandboxFileError,
     Session,
 )
+from cwsandbox._client.errors import status_error
+from cwsandbox.wire.errors import Code, FieldViolation, Status
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -313,14 +315,79 @@ REF: Any = OperationRef.completed(1)
         (lambda: Sandbox(mounted_files=NUMBER), "mounted_files must be a list of dicts, not int"),
         (lambda: Sandbox(secrets={"store": "s", "name": "n"}), "secrets must be a list of Secret"),  # type: ignore[arg-type]
         (lambda: Sandbox(max_timeout_seconds=-1), "max_timeout_seconds must be zero or more seconds, not -1"),
-        (lambda: Sandbox(max_timeout_seconds=10**400), "max_timeout_seconds is too large"),
         (lambda: Session(report_to=NUMBER), "report_to must be a list of strings, not int"),
         (lambda: Session().list(runner_ids=NUMBER), "runner_ids must be a list of strings, not int"),
         (lambda: Session().log_metrics(HALF), "step must be an int, not float"),
         (lambda: Sandbox().stop(graceful_shutdown_seconds=math.inf), "must be a finite number of seconds"),
-        (lambda: Sandbox(base_url=NUMBER).start().result(), "the base URL must be a str"),
+        (lambda: Sandbox(base_url=NUMBER), "the base URL must be a str"),
     ],
 )
 def test_what_is_wrong_is_named(call: Callable[[], object], text: str) -> None:
     with pytest.raises((TypeError, ValueError), match=text):
         call()
+
+
+@pytest.mark.parametrize(
+    ("options", "error", "message"),
+    [
+        ({"command": 0}, TypeError, "command must be a str"),
+        ({"command": ["echo", "a"]}, TypeError, "its arguments go into args"),
+        ({"args": 5}, TypeError, "args must be a list of strings, not int"),
+        ({"args": {"a": "b"}}, TypeError, "args must be a list of strings, not dict"),
+        ({"tags": {"team": "x"}}, TypeError, "tags must be a list of strings, not dict"),
+        ({"tags": ["half\udc80"]}, ValueError, r"tags\[0\] .*lone surrogate"),
+        ({"profile_ids": {"small": True}}, TypeError, "profile_ids must be a list of strings, not dict"),
+        ({"container_image": 0}, TypeError, "container_image must be a str"),
+        ({"container_image": "a\0b"}, ValueError, "container_image has a NUL byte"),
+        ({"mounted_files": 0}, TypeError, "mounted_files must be a list of dicts, not int"),
+        ({"mounted_files": ""}, TypeError, "mounted_files must be a list of dicts, not str"),
+        ({"mounted_files": {"/a\udc80": "x"}}, ValueError, "the path .*lone surrogate"),
+        ({"ports": {"container_port": 80}}, TypeError, "ports must be a list of dicts, not dict"),
+        ({"ports": 8080}, TypeError, "ports must be a list of dicts, not int"),
+        ({"secrets": 0}, TypeError, "secrets must be a list"),
+        ({"secrets": {"store": "s", "name": "n"}}, TypeError, "secrets must be a list"),
+        ({"max_timeout_seconds": -1}, ValueError, "max_timeout_seconds must be"),
+        ({"base_url": 5}, TypeError, "base URL must be a str"),
+        ({"base_url": []}, TypeError, "base URL must be a str"),
+        ({"base_url": "localhost:8080"}, ValueError, "base URL must be http://"),
+        ({"defaults": {"base_url": "localhost:8080"}}, ValueError, "base URL must be http://"),
+        ({"defaults": {"request_timeout_seconds": "5"}}, TypeError, "request_timeout_seconds of the defaults"),
+        ({"defaults": SandboxDefaults(request_timeout_seconds=None)}, TypeError, "of the defaults"),  # type: ignore[arg-type]
+    ],
+)
+def test_a_wrong_option_is_refused_where_it_is_written(
+    options: dict[str, Any], error: type[Exception], message: str
+) -> None:
+    with pytest.raises(error, match=message):
+        Sandbox(**options)
+
+
+def test_wrong_values_of_other_calls_are_named(usable: Sandbox) -> None:
+    wrong: list[tuple[Callable[[], object], type[Exception], str]] = [
+        (lambda: usable.exec(5), TypeError, "command must be a list of arguments, not int"),  # type: ignore[arg-type]
+        (lambda: usable.exec({"echo": 1}), TypeError, "command must be a list of arguments, not dict"),  # type: ignore[arg-type]
+        (lambda: usable.stop(graceful_shutdown_seconds=None), TypeError, "graceful_shutdown_seconds"),  # type: ignore[arg-type]
+        (lambda: usable.read_file("half\ud800"), ValueError, "filepath .*lone surrogate"),
+        (lambda: usable.exec(["true"]).result("5"), TypeError, "timeout must be a number of seconds, not str"),  # type: ignore[arg-type]
+        (lambda: OperationRef.completed(1).result("5"), TypeError, "timeout must be a number"),  # type: ignore[arg-type]
+        (lambda: Sandbox.list(base_url=5), TypeError, "base URL"),  # type: ignore[arg-type]
+        (lambda: Sandbox.list(timeout_seconds=-1), ValueError, "^timeout_seconds must be"),
+        (lambda: Sandbox.list(tags={"team": "x"}).result(), TypeError, "tags must be a list"),  # type: ignore[arg-type]
+    ]
+    for call, error, message in wrong:
+        with pytest.raises(error, match=message):
+            call()
+
+
+@pytest.mark.parametrize("forever", [2**53 + 1, 10**30, 10**400, 1e300])
+def test_a_time_limit_beyond_all_clocks_is_none(usable: Sandbox, forever: float) -> None:
+    Sandbox(max_timeout_seconds=10**400, max_lifetime_seconds=forever)
+    assert usable.exec(["true"], timeout_seconds=forever).result(forever).returncode == 0
+    assert usable.wait(forever) is usable
+    ref = usable.read_file("/etc/hostname", timeout_seconds=forever)
+    assert cwsandbox.wait([ref], timeout=forever) == ([ref], [])
+
+
+def test_a_wrong_field_is_named_once() -> None:
+    status = Status.make(Code.INVALID_ARGUMENT, "a: is wrong", violations=[FieldViolation("a", "is wrong")])
+    assert str(status_error(status)) == "a: is wrong"

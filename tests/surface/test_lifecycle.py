@@ -560,8 +560,8 @@ async def test_operations_after_leaving_the_context(home_folder: object) -> None
     with pytest.raises(SandboxTerminatedError):
         await sandbox.wait_until_complete()
     assert await sandbox.wait_until_complete(raise_on_termination=False) is sandbox
-    assert await sandbox.start() is None
-    assert await sandbox.stop() is None
+    await sandbox.start()
+    await sandbox.stop()
     async with sandbox as same:
         assert same is sandbox
 
