@@ -47,7 +47,7 @@ if TYPE_CHECKING:
     from cwsandbox.defaults import SandboxDefaults
     from cwsandbox.wire.resources import Sandbox as Record
 
-__all__ = ["SandboxCore"]
+__all__ = ["SandboxCore", "request_timeout"]
 
 T = TypeVar("T")
 logger = logging.getLogger("cwsandbox")
@@ -78,7 +78,13 @@ def _check_base_url(base_url: str | None) -> None:
         parse_address(base_url)
 
 
-def _request_timeout(defaults: SandboxDefaults, given: float | None) -> float:
+def request_timeout(defaults: SandboxDefaults, given: float | None) -> float:
+    """The limit for requests: what is given, or the default.
+
+    Raises:
+        TypeError: Not a number.
+        ValueError: NaN or negative.
+    """
     timeout = check_seconds(given, "request_timeout_seconds")
     if timeout is None:
         timeout = check_seconds(defaults.request_timeout_seconds, "request_timeout_seconds of the defaults")
@@ -115,7 +121,7 @@ class SandboxCore:
         if defaults.base_url is not DEFAULT_BASE_URL:
             _check_base_url(defaults.base_url)
         self.auth: Auth | None = check_auth(defaults.auth if auth is None else auth)
-        self.timeout: float = _request_timeout(defaults, timeout_seconds)
+        self.timeout: float = request_timeout(defaults, timeout_seconds)
         self.life: Lifecycle = Lifecycle()
         self.facts: Facts = Facts(self.life, request)
         self.stats: ExecStats = ExecStats()

@@ -72,12 +72,12 @@ class SandboxRequest:
             TypeError: A value of the wrong type.
             ValueError: A value that cannot be meant.
         """
-        lifetime = check_seconds(max_lifetime_seconds, "max_lifetime_seconds", positive=True)
+        lifetime = defaults.max_lifetime_seconds if max_lifetime_seconds is None else max_lifetime_seconds
         return cls(
             argv=_argv(defaults, command, args),
             image=_image(container_image, defaults.container_image),
             tags=(*_strings(defaults.tags, "tags of the defaults"), *_strings(tags, "tags")),
-            max_lifetime_seconds=defaults.max_lifetime_seconds if lifetime is None else lifetime,
+            max_lifetime_seconds=check_seconds(lifetime, "max_lifetime_seconds", positive=True),
             profile_ids=_ids(profile_ids, defaults.profile_ids, "profile_ids"),
             runner_ids=_ids(runner_ids, defaults.runner_ids, "runner_ids"),
             resources=resource_options(defaults.resources if resources is None else resources),

@@ -9,7 +9,7 @@ from typing import Any
 
 from cwsandbox._client.auth import Auth  # noqa: TC001 - for those who read the fields' types at run time
 from cwsandbox._validate import check_environment, check_strings
-from cwsandbox.options import NetworkOptions, ResourceOptions, Secret, network_options
+from cwsandbox.options import NetworkOptions, ResourceOptions, Secret, check_secrets, network_options
 
 __all__ = ["DEFAULT_BASE_URL", "SandboxDefaults"]
 
@@ -87,8 +87,10 @@ class SandboxDefaults:
         None gives the plain defaults; unknown keys are ignored; a None for a field that cannot be None is its default.
 
         Raises:
-            TypeError: A str where a list of strings is wanted, or a network or secret of another type.
+            TypeError: No mapping, a str where a list of strings is wanted, or a network or secret of another type.
         """
+        if not isinstance(mapping, Mapping | None):
+            raise TypeError(f"defaults must be a dict of their fields, not {type(mapping).__name__}")
         given = dict(mapping or {})
         values: dict[str, Any] = {}
         for item in dataclasses.fields(cls):
@@ -96,6 +98,10 @@ class SandboxDefaults:
             if value is not None:
                 values[item.name] = _FROM_MAPPING.get(item.name, _same)(value, item.name)
         return cls(**values)
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Without the URL that nobody chose: where it is unpickled nobody has chosen it either."""
+        return {name: value for name, value in vars(self).items() if value is not DEFAULT_BASE_URL}
 
     def with_overrides(self, **overrides: Any) -> SandboxDefaults:
         """A copy with some fields replaced.
@@ -131,7 +137,7 @@ def _network(value: Any, name: str) -> NetworkOptions | None:
 
 
 def _secrets(value: Any, name: str) -> tuple[Secret, ...]:
-    return tuple(Secret(**item) if isinstance(item, Mapping) else item for item in value)
+    return tuple(check_secrets(value))
 
 
 def _resources(value: Any, name: str) -> Any:

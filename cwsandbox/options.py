@@ -17,6 +17,7 @@ __all__ = [
     "ResourceOptions",
     "Secret",
     "Serialization",
+    "check_secrets",
     "merge_secrets",
     "network_options",
     "resource_options",
@@ -122,16 +123,23 @@ def merge_secrets(
         ValueError: Two different secrets want the same environment variable.
     """
     merged: dict[str, Secret] = {}
-    for items in (defaults, explicit):
-        if isinstance(items, str | bytes | Mapping) or not isinstance(items, Iterable | None):
-            raise TypeError(f"secrets must be a list of Secret or of dicts of its fields, not {type(items).__name__}")
-    for item in (*(defaults or ()), *(explicit or ())):
-        secret = _secret(item)
+    for secret in (*check_secrets(defaults), *check_secrets(explicit)):
         assert secret.env_var is not None
         earlier = merged.setdefault(secret.env_var, secret)
         if earlier != secret:
             raise ValueError(f"two secrets want the environment variable {secret.env_var!r}: {earlier} and {secret}")
     return tuple(merged.values())
+
+
+def check_secrets(items: Iterable[Secret | Mapping[str, Any]] | None) -> list[Secret]:
+    """Secrets, each of them given as one or as a mapping of its fields.
+
+    Raises:
+        TypeError: Another type, of the whole or of an item.
+    """
+    if isinstance(items, str | bytes | Mapping) or not isinstance(items, Iterable | None):
+        raise TypeError(f"secrets must be a list of Secret or of dicts of its fields, not {type(items).__name__}")
+    return [_secret(item) for item in items or ()]
 
 
 def _secret(item: Secret | Mapping[str, Any]) -> Secret:

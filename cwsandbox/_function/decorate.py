@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any, ParamSpec, TypeVar
 
+from cwsandbox._core import request_timeout
 from cwsandbox._request import SandboxRequest
 from cwsandbox._validate import check_path, check_seconds
 from cwsandbox.function import RemoteFunction
@@ -40,12 +41,13 @@ def decorator(
     defaults = session._defaults
     nothing: dict[str, Any] = dict.fromkeys(("command", "args", "tags", "max_lifetime_seconds", "secrets"))
     SandboxRequest.build(defaults, **nothing, **options)
-    limit = check_seconds(request_timeout_seconds, "request_timeout_seconds", positive=True)
+    limit = request_timeout(defaults, request_timeout_seconds)
+    check_seconds(limit, "request_timeout_seconds", positive=True)
     settings: dict[str, Any] = {
         "options": options,
         "serialization": _serialization(serialization),
         "temp_dir": _folder(defaults.temp_dir if temp_dir is None else temp_dir),
-        "limit": defaults.request_timeout_seconds if limit is None else limit,
+        "limit": limit,
         "standby": _count(standby),
     }
 

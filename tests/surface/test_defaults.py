@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import copy
 import dataclasses
+import pickle
+from typing import Any
 
 import pytest
 
@@ -102,6 +105,43 @@ def test_from_dict_refuses_a_str_for_a_list(name: str) -> None:
 def test_from_dict_keeps_resource_options() -> None:
     options = ResourceOptions(requests={"cpu": "1"})
     assert SandboxDefaults.from_dict({"resources": options}).resources is options
+
+
+@pytest.mark.parametrize("value", [5, "s", {"store": "s", "name": "n"}, ["s"]], ids=str)
+def test_from_dict_refuses_what_are_no_secrets(value: object) -> None:
+    with pytest.raises(TypeError, match="must be a"):
+        SandboxDefaults.from_dict({"secrets": value})
+
+
+@pytest.mark.parametrize("value", ["text", [("tags", ["a"])]], ids=str)
+def test_from_dict_refuses_what_is_no_mapping(value: Any) -> None:
+    with pytest.raises(TypeError, match="defaults must be a dict"):
+        SandboxDefaults.from_dict(value)
+
+
+@pytest.mark.parametrize(
+    ("field", "value", "error"),
+    [
+        ("request_timeout_seconds", "5", TypeError),
+        ("request_timeout_seconds", None, TypeError),
+        ("request_timeout_seconds", -1, ValueError),
+        ("max_lifetime_seconds", "5", TypeError),
+        ("max_lifetime_seconds", -1, ValueError),
+    ],
+)
+def test_wrong_limits_are_named_when_they_are_used(field: str, value: Any, error: type[Exception]) -> None:
+    session = Session(SandboxDefaults(**{field: value}))
+    for use in (session.sandbox, session.function):
+        with pytest.raises(error, match=field):
+            use()
+
+
+def test_it_may_be_sent_to_another_process(home_folder: object) -> None:
+    """The URL that nobody chose stays one that nobody chose."""
+    defaults = pickle.loads(pickle.dumps(SandboxDefaults(tags=("sent",))))
+    assert defaults == SandboxDefaults(tags=("sent",)) == copy.deepcopy(defaults)
+    with Session(defaults) as session:
+        assert session.sandbox().exec(["true"]).result().returncode == 0
 
 
 def test_a_mapping_is_taken_by_sandbox_too(home_folder: object) -> None:
