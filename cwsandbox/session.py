@@ -76,6 +76,8 @@ class Session:
         self._lock = threading.Lock()
         self._sandboxes: dict[int, Sandbox] = {}  # by object identity, strongly: what nobody else holds is stopped too
         self._closed = False
+        # Of its own: it is taken in the middle of sandboxes' locks, and these in the middle of _lock.
+        self._scope_lock = threading.Lock()
         self._scope: Scope | None = None
         self._own_scope = OwnScope("session")
         self._closing: SharedOperation | None = None
@@ -382,14 +384,15 @@ class Session:
 
     def _operations_scope(self) -> Scope:
         """The scope of this session: the one it was entered with, or the portal's from its first use on."""
-        if self._scope is None:
-            self._scope = portal_scope()
-            # The portal's scope is left when the program ends: what the session still holds then goes with it.
-            self._at_exit = self._scope.add_cleanup(self._close_at_exit)
-        return self._scope
+        with self._scope_lock:
+            if self._scope is None:
+                self._scope = portal_scope()
+                # The portal's scope is left when the program ends: what the session still holds then goes with it.
+                self._at_exit = self._scope.add_cleanup(self._close_at_exit)
+            return self._scope
 
     def _take_scope(self, scope: Scope) -> bool:
-        with self._lock:
+        with self._scope_lock:
             if self._scope is not None:
                 return False
             self._scope = scope

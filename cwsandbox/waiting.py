@@ -92,22 +92,24 @@ def _ref(item: Waitable) -> OperationRef[Any]:
 
 
 def _wait_for(refs: Sequence[OperationRef[Any]], wanted: int, timeout: float | None) -> None:
+    if any(ref._loop is not None and ref._loop.is_current() for ref in refs):
+        raise RuntimeError("wait() would block the event loop that has to do the work; await the items instead")
     changed = threading.Condition()
     finished = 0
 
-    def count(_: OperationRef[Any]) -> None:
+    def count() -> None:
         nonlocal finished
         with changed:
             finished += 1
             changed.notify()
 
-    for ref in refs:
-        if ref._loop is not None and ref._loop.is_current():
-            raise RuntimeError("wait() would block the event loop that has to do the work; await the items instead")
-        ref.add_done_callback(count)
     deadline = math.inf if timeout is None else time.monotonic() + timeout
     with ExitStack() as waiting, changed:
         for ref in refs:
+            # Taken back at the end: who waits again and again for something long must not leave a callback each time.
+            waiting.callback(ref._latch.discard_callback, count)
+            if not ref._latch.add_callback(count):
+                finished += 1
             ref._wait_begins()  # like result(): a stalled reader must not keep the command from finishing
             waiting.callback(ref._wait_ends)
         while finished < wanted and (left := deadline - time.monotonic()) > 0:

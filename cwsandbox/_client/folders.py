@@ -86,8 +86,7 @@ def prepare_folders(env: Mapping[str, str] | None = None) -> Folders:
 
     Raises:
         CWSandboxError: A folder cannot be made, is a symbolic link, belongs to somebody else or is open to others,
-            or the socket's path would be too long, or the
-            chosen isolation is none. The message names the remedy.
+            or the socket's path would be too long, or the chosen isolation is none. The message names the remedy.
     """
     env = os.environ if env is None else env
     runtime = _runtime_folder(env)

@@ -159,9 +159,8 @@ class _FeedingRead(_Feeding):
         return await self._open(StreamKind.READ, ReadOpen(**self._params(sandbox_id)).to_params())
 
 
-class _FeedingFiles(_Feeding, FilesStream):
-    async def _begin(self) -> ClientStream:
-        return await FilesStream._begin(self)
+class _FeedingFiles(FilesStream, _Feeding):
+    """Its stream is one of the kind FILES."""
 
 
 def open_reader(sandbox: SandboxCore, path: str, timeout_seconds: float | None) -> FileReader:

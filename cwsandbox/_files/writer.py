@@ -16,7 +16,7 @@ from cwsandbox._validate import check_bytes
 from cwsandbox.exceptions import SandboxFileError
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterable, Callable, Iterable
+    from collections.abc import AsyncIterable, Callable, Iterable, Iterator
     from types import TracebackType
     from typing import Self
 
@@ -176,7 +176,7 @@ class _WriteFrom(_Writing):
     Args:
         sandbox: Where.
         filepath: The file.
-        source: Bytes-like pieces. A plain iterable is asked in a worker thread.
+        source: Bytes-like pieces. A plain iterable is asked in a worker thread; cancelling does not wait for it.
         timeout_seconds: Limit for the transfer.
     """
 
@@ -197,10 +197,13 @@ class _WriteFrom(_Writing):
                     return
         else:
             pieces = iter(self._source)
-            while (piece := await anyio.to_thread.run_sync(next, pieces, None)) is not None:
+            while (piece := await self._next_piece(pieces)) is not None:
                 if not await self._send_piece(stream, piece):
                     return
         stream.send_eof()
+
+    async def _next_piece(self, pieces: Iterator[bytes]) -> bytes | None:
+        return await anyio.to_thread.run_sync(next, pieces, None, abandon_on_cancel=True)
 
     async def _send_piece(self, stream: ClientStream, piece: object) -> bool:
         """False when no more is wanted."""

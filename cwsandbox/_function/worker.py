@@ -141,6 +141,7 @@ class BoundedRead(ReadFile):
 
     def __init__(self, sandbox: SandboxCore, filepath: str, limit_bytes: int) -> None:
         super().__init__(sandbox, filepath, sandbox.limit(None))
+        self._limit_bytes = limit_bytes
         self._room = limit_bytes
 
     def data(self, code: int, data: bytes) -> None:
@@ -156,5 +157,5 @@ class BoundedRead(ReadFile):
             await self._wait_changed()
         if self._room < 0:
             await self._give_up(stream)
-            raise SandboxFileError(f"{self.filepath} is larger than {MAX_RESULT_BYTES} bytes", filepath=self.filepath)
+            raise SandboxFileError(f"{self.filepath} is larger than {self._limit_bytes} bytes", filepath=self.filepath)
         await super()._until_done(stream)

@@ -114,8 +114,7 @@ class OperationRef(Generic[T]):
             TypeError: ``timeout`` is no number.
             concurrent.futures.CancelledError: the operation was cancelled.
             RuntimeError: called on the event loop that has to run the operation, or in a forked child of the process
-            that
-                started it.
+                that started it.
         """
         try:
             if timeout is not None and not isinstance(timeout, int | float):

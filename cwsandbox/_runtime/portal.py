@@ -12,7 +12,7 @@ import anyio
 
 from cwsandbox._runtime._loops import LoopHandle
 from cwsandbox._runtime.operation import OperationRef
-from cwsandbox._runtime.scope import Scope, ScopeClosedError, _open_scopes
+from cwsandbox._runtime.scope import Scope, ScopeClosedError, entered_scopes
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
@@ -68,7 +68,7 @@ class _Portal:
         assert self.scope is not None
         deadline = anyio.current_time() + EXIT_SECONDS - 1
         async with anyio.create_task_group() as group:
-            for scope in list(_open_scopes):
+            for scope in entered_scopes():
                 if scope is not self.scope and not scope.closed and scope.loop.is_current():
                     group.start_soon(_close_within, scope, EXIT_SECONDS - 2)
         await _close_within(self.scope, max(deadline - anyio.current_time(), 1.0))

@@ -34,13 +34,19 @@ OPERATIONS_END_SECONDS = 6.0
 CONNECTION_CLOSE_SECONDS = 5.0
 """How long connections may take to close when a scope is left."""
 
-_open_scopes: weakref.WeakSet[Scope] = weakref.WeakSet()
+# By id. Not a WeakSet: iterating over that fails when another thread adds to it, while `valuerefs` is a single step.
+_scopes: weakref.WeakValueDictionary[int, Scope] = weakref.WeakValueDictionary()
+
+
+def entered_scopes() -> list[Scope]:
+    """The scopes of this process that were entered, closed ones that are still referred to included. For any thread."""
+    return [scope for ref in _scopes.valuerefs() if (scope := ref()) is not None]
 
 
 def running_operations() -> set[OperationRef[Any]]:
     """The operations that run in any scope of this process, at this moment. For any thread."""
     running: set[OperationRef[Any]] = set()
-    for scope in list(_open_scopes):
+    for scope in entered_scopes():
         with scope._lock:
             running |= scope._operations
     return running
@@ -440,7 +446,7 @@ class Scope:
         with self._lock:
             if self._state is State.NEW:
                 self._state = State.OPEN
-        _open_scopes.add(self)
+        _scopes[id(self)] = self
 
     async def _wind_up(self) -> None:
         with anyio.move_on_after(OPERATIONS_END_SECONDS, shield=True):

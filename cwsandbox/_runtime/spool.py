@@ -34,8 +34,7 @@ class Spool:
     Args:
         memory_bytes: how much is kept in memory; the rest goes to an unnamed temporary file.
         limit_bytes: how much is kept at all. What comes after that reaches a reader that sets the pace, but is not
-        kept; else it
-            is dropped, and readers end there.
+            kept; else it is dropped, and readers end there.
         keep: False if nothing has to be kept for later: bytes are forgotten when they were read, and the reader always
             sets the pace, even before it begins. Only if none was asked for, those who called `run_on` let the sender
             run on past `UNREAD_BYTES`, and what comes then is dropped.

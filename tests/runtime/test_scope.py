@@ -7,6 +7,7 @@ import concurrent.futures
 import contextlib
 import gc
 import logging
+import sys
 import threading
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from typing import TYPE_CHECKING, Any
@@ -19,10 +20,10 @@ import trio
 
 from cwsandbox._runtime.operation import OperationRef
 from cwsandbox._runtime.portal import portal_scope
-from cwsandbox._runtime.scope import Scope, ScopeClosedError
+from cwsandbox._runtime.scope import Scope, ScopeClosedError, running_operations
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable
+    from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Iterator
 
 
 class Failure(Exception):
@@ -232,6 +233,33 @@ async def test_starting_from_threads_while_closing_loses_nothing() -> None:
         assert await scope.aclose() == []
         for future in futures:
             assert all(ref._finished for ref in await anyio.to_thread.run_sync(future.result))
+
+
+def test_scopes_are_listed_while_others_are_entered(eager_switches: None) -> None:
+    over = threading.Event()
+
+    async def come_and_go() -> None:
+        while not over.is_set():
+            for scope in [await Scope("other").enter() for _ in range(20)]:
+                await scope.aclose()
+
+    with concurrent.futures.ThreadPoolExecutor(1) as pool:
+        others = pool.submit(anyio.run, come_and_go)
+        try:
+            for _ in range(30_000):
+                running_operations()
+        finally:
+            over.set()
+        others.result(30)
+
+
+@pytest.fixture
+def eager_switches() -> Iterator[None]:
+    """Threads take turns as often as they can."""
+    before = sys.getswitchinterval()
+    sys.setswitchinterval(1e-6)
+    yield
+    sys.setswitchinterval(before)
 
 
 async def test_starting_in_a_bare_callback_of_the_loop() -> None:

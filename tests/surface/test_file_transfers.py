@@ -9,6 +9,7 @@ import threading
 from typing import TYPE_CHECKING, Any
 
 import anyio
+import anyio.to_thread
 import pytest
 
 from cwsandbox import Sandbox, SandboxFileError, SandboxTimeoutError
@@ -255,6 +256,25 @@ class TestNamesOfLaterVersions:
         assert b"".join([piece async for piece in asb.read_file_streaming("/srv/f")]) == b"".join(
             bytes([number]) * 1000 for number in range(3)
         )
+
+    async def test_a_source_that_does_not_answer_holds_up_no_cancellation(self, asb: Sandbox) -> None:
+        asked, answer = threading.Event(), threading.Event()
+
+        def pieces() -> Any:
+            asked.set()
+            answer.wait(60)
+            yield b""
+
+        writing = asb.write_file_streaming("/srv/f", pieces())
+        try:
+            async with anyio.create_task_group() as tasks:
+                tasks.start_soon(writing._wait)
+                await anyio.to_thread.run_sync(asked.wait)
+                tasks.cancel_scope.cancel()
+            assert writing._finished
+            assert not await asb.files.exists("/srv/f")
+        finally:
+            answer.set()
 
     def test_a_source_that_fails_leaves_the_old_file(self, sb: Sandbox) -> None:
         def pieces() -> Any:

@@ -69,6 +69,16 @@ def test_s079_wait_returns_by_its_deadline(sb: Sandbox) -> None:
     release(slow)
 
 
+def test_waiting_again_and_again_leaves_nothing_behind(sb: Sandbox) -> None:
+    slow = held(sb)
+    for _ in range(3):
+        assert cwsandbox.wait([slow, slow], timeout=0) == ([], [slow, slow])
+        callbacks = slow._latch._callbacks
+        assert callbacks is not None
+        assert len(callbacks) == 1  # The command's own.
+    release(slow)
+
+
 @pytest.mark.row("S80")
 def test_s080_wait_on_sandboxes_means_running(gateway: ServedGateway) -> None:
     gateway.making.close()

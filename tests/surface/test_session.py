@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import sys
+import threading
 import uuid
 from typing import TYPE_CHECKING, Any
 
@@ -19,6 +21,7 @@ from cwsandbox import (
     Secret,
     Session,
 )
+from cwsandbox._runtime.portal import portal_scope
 from tests.support.processes import assert_gone, new_marker
 
 if TYPE_CHECKING:
@@ -411,6 +414,28 @@ def test_a_sandbox_that_was_deleted_is_no_failure_of_closing(home_folder: object
         assert deleted.sandbox_id is not None
         Sandbox.delete(deleted.sandbox_id).result()
     assert (deleted.status, other.status) == (SandboxStatus.TERMINATED, SandboxStatus.TERMINATED)
+
+
+def test_first_uses_in_several_threads_find_one_scope() -> None:
+    before, interval = len(portal_scope()._cleanups), sys.getswitchinterval()
+    sys.setswitchinterval(1e-6)
+    try:
+        for _ in range(100):
+            session, gate = Session(), threading.Barrier(4)
+
+            def use(session: Session = session, gate: threading.Barrier = gate) -> None:
+                gate.wait()
+                session._operations_scope()
+
+            threads = [threading.Thread(target=use) for _ in range(4)]
+            for thread in threads:
+                thread.start()
+            for thread in threads:
+                thread.join()
+            session.close().result()
+            assert len(portal_scope()._cleanups) <= before
+    finally:
+        sys.setswitchinterval(interval)
 
 
 def test_a_sandbox_has_one_session(home_folder: object) -> None:
