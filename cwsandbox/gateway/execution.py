@@ -19,6 +19,7 @@ import functools
 import logging
 import math
 import signal
+import sys
 from time import monotonic
 from typing import TYPE_CHECKING, Any, Final, Self
 
@@ -91,7 +92,7 @@ class Note:
         """Read it back. It comes out of the box, which by lying could give its own command more time, and no more."""
         if not isinstance(document, dict):
             return cls()
-        limit, deadline = _number(document.get("limit")), _number(document.get("deadline"))
+        limit, deadline = _seconds(document.get("limit")), _seconds(document.get("deadline"))
         if limit is None or deadline is None:
             limit = deadline = None
         return cls(
@@ -129,7 +130,6 @@ class Execution(StreamTask):
             argv=(command.exec_id,),  # It runs already.
             stdin=command.stdin is not None,
             terminal=ClientSize() if command.stderr is None else None,
-            timeout_seconds=note.limit,
             detach=note.detach,
         )
         outputs = [_restored(command.stdout), _restored(command.stderr)]
@@ -403,8 +403,8 @@ async def _apply(command: Command, item: int | TerminalSize) -> None:
         _log.info("command %s: %s", command.exec_id, problem)
 
 
-def _number(value: object) -> float | None:
-    return float(value) if isinstance(value, int | float) and math.isfinite(value) else None
+def _seconds(value: object) -> float | None:
+    return float(value) if isinstance(value, int | float) and 0 <= value <= sys.float_info.max else None
 
 
 def _restored(source: OutputSource | None) -> SendFlow:

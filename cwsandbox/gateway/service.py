@@ -384,6 +384,8 @@ class Service:
             await box.stop(0)
             with contextlib.suppress(RunnerError):  # It may have died before it had one.
                 box.main.forget()
+            for command in box.commands():
+                command.forget()
 
     def _reconnect(self, record: Record) -> SandboxNetwork:
         """Open the ports of a surviving sandbox again; without them it lives on."""

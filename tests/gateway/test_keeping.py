@@ -253,7 +253,16 @@ class TestRestart:
 
     @pytest.mark.parametrize(
         "note",
-        [None, [], "x", {"limit": "1", "deadline": []}, {"limit": 1}, {"deadline": float("nan"), "limit": 1.0}],
+        [
+            None,
+            [],
+            "x",
+            {"limit": "1", "deadline": []},
+            {"limit": 1},
+            {"deadline": float("nan"), "limit": 1.0},
+            {"deadline": 10**400, "limit": 1},
+            {"deadline": 1, "limit": -1},
+        ],
     )
     async def test_a_note_from_a_box_that_lies_limits_nothing_and_breaks_nothing(self, note: object) -> None:
         assert Note.from_json(note) == Note()

@@ -9,15 +9,38 @@ import os
 import socket
 import sys
 
-from cwsandbox.runners.local import protocol
+from cwsandbox.runners.local import journal, protocol
 
-HELLO = protocol.encode({"event": "hello", "info": {"sandbox_id": "liar"}, "level": "namespaces", "commands": 0})
+
+def hello(commands: int) -> bytes:
+    return protocol.encode(
+        {"event": "hello", "info": {"sandbox_id": "liar"}, "level": "namespaces", "commands": commands}
+    )
 
 
 def saying(data: bytes) -> int:
     read, write = os.pipe()
     os.write(write, data)
     return read
+
+
+# What it says of its commands to a gateway that takes its boxes back; one was announced.
+SURVIVORS: dict[str, list[dict[str, object]]] = {
+    "without a name": [{"exec": ""}],
+    "with a name that is none": [{"exec": "a\0b"}],
+    "with a process that is none": [{"pid": 10**30}],
+    "that ended in a way that is none": [{"status": 10**9}],
+    "without streams": [{"fds": []}],
+    "one too many": [{}, {"exec": "another"}],
+}
+
+
+def tell_of_survivors(connection: socket.socket, kind: str) -> None:
+    for lie in SURVIVORS[kind]:
+        said = {"event": "command", "exec": "e", "pid": 2, "note": None, "status": None}
+        fds = [os.pipe()[0], os.pipe()[0], journal.make(), journal.make()]
+        told = protocol.encode({**said, "fds": ["stdout", "stderr", "output", "errors"], **lie})
+        socket.send_fds(connection, [told], fds)
 
 
 def answer(connection: socket.socket, kind: str, request: int) -> None:
@@ -39,6 +62,13 @@ def answer(connection: socket.socket, kind: str, request: int) -> None:
         "too many streams": (started, [read, read, read]),
         "more descriptors than fit": (started, [read] * 100),
         "a pid that is none": (protocol.encode({"id": request, "pid": "x"}), [read, read]),
+        "a second introduction": (hello(0), []),
+        "an introduction that is none": (protocol.encode({"event": "hello", "info": None, "commands": -1}), []),
+        "a command that nobody started": (
+            protocol.encode({"event": "command", "exec": "e", "pid": 2, "fds": ["stdout"]}),
+            [read],
+        ),
+        "descriptors beside an event": (protocol.encode({"event": "fatal", "message": "x"}), [read] * 8),
         "an exit that is none": (protocol.encode({"event": "exit", "exec": "e", "status": 10**9}), []),
         "a message in memory": (b"\xff\xff\xff\xff", [null]),
         "the end": (b"", []),
@@ -61,7 +91,8 @@ def answer(connection: socket.socket, kind: str, request: int) -> None:
     data, fds = lies[kind]
     if data:
         socket.send_fds(connection, [data], fds) if fds else connection.send(data)
-    connection.shutdown(socket.SHUT_WR) if kind == "the end" else None
+    if kind in {"the end", "descriptors beside an event"}:
+        connection.shutdown(socket.SHUT_WR)
 
 
 def main(path: str, kind: str) -> None:
@@ -70,11 +101,13 @@ def main(path: str, kind: str) -> None:
         listener.listen()
         print("listening", flush=True)
         connection, _ = listener.accept()
-        connection.send(HELLO)
+        connection.send(hello(kind in SURVIVORS))
+        if kind in SURVIVORS:
+            tell_of_survivors(connection, kind)
         message = protocol.receive(connection, large=True)
-        assert message is not None
-        answer(connection, kind, message.body["id"])
-        protocol.receive(connection, large=True)
+        if message is not None:
+            answer(connection, kind, message.body["id"])
+            protocol.receive(connection, large=True)
 
 
 if __name__ == "__main__":

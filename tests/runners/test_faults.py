@@ -4,15 +4,18 @@ from __future__ import annotations
 
 import os
 import sys
+from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import anyio
+import anyio.lowlevel
 import pytest
 
 from cwsandbox.runners.base import BoxGoneError, CommandNotStartedError, ExecSpec, IsolationLevel, Limits
 from cwsandbox.runners.local.link import connect
 from tests.runners.conftest import box_spec
+from tests.runners.liar import SURVIVORS
 from tests.runners.support import (
     FINISH_SECONDS,
     agent_turn,
@@ -25,7 +28,8 @@ from tests.runners.support import (
 )
 
 if TYPE_CHECKING:
-    from collections.abc import Awaitable, Callable
+    import socket
+    from collections.abc import AsyncGenerator, Awaitable, Callable
 
     from cwsandbox.runners.base import Box
     from cwsandbox.runners.local.box import LocalBox
@@ -46,6 +50,10 @@ LIES = [
     "more descriptors than fit",
     "a pid that is none",
     "an exit that is none",
+    "a second introduction",
+    "an introduction that is none",
+    "a command that nobody started",
+    "descriptors beside an event",
     "a message in memory",
     "the end",
 ]
@@ -89,25 +97,50 @@ ASKED: dict[str, Callable[[Box], Awaitable[object]]] = {
 async def test_an_agent_that_lies_fails_its_own_box_only(
     runner: LocalRunner, box: Box, runtime_dir: Path, case: str
 ) -> None:
-    lie = case.split(": ")[1]
-    path = runtime_dir / "liar.sock"
-    process = await anyio.open_process(
-        [sys.executable, "-m", "tests.runners.liar", str(path), lie], cwd=REPOSITORY, stderr=None
-    )
-    assert process.stdout is not None
-    async with process:
-        await read_until(process.stdout, b"listening")
-        before = descriptors()
-        liar = runner._hold("liar", connect(str(path)))
+    async with lying(runtime_dir, case.split(": ")[1]) as (connection, ended):
+        before = descriptors() - 1
+        liar = runner._hold("liar", connection)
         liar.swept.set()
         with anyio.fail_after(FINISH_SECONDS):
             assert await liar.wait_listed()
             with pytest.raises(BoxGoneError):
                 await ASKED[case](liar)
-            await process.wait()
+            await ended()
             await liar.wait_gone()
         assert descriptors() <= before
     assert (await run(box, "echo", "unharmed")).text == "unharmed\n"
+
+
+@pytest.mark.parametrize("lie", SURVIVORS)
+async def test_a_survivor_that_lies_about_a_command_is_not_taken_back(
+    runner: LocalRunner, box: Box, runtime_dir: Path, lie: str
+) -> None:
+    async with lying(runtime_dir, lie) as (connection, ended):
+        before = descriptors() - 1
+        with anyio.fail_after(FINISH_SECONDS):
+            liar = await runner._take_back("liar", connection)
+            if liar is not None:
+                assert lie == "one too many"  # Which comes after it was taken back, or before.
+                await liar.wait_gone()
+                liar.forget_commands()
+            await ended()
+            while "liar" in runner._boxes:
+                await anyio.lowlevel.checkpoint()
+        assert descriptors() <= before
+    assert (await run(box, "echo", "unharmed")).text == "unharmed\n"
+
+
+@asynccontextmanager
+async def lying(runtime_dir: Path, kind: str) -> AsyncGenerator[tuple[socket.socket, Callable[[], Awaitable[int]]]]:
+    """An agent that lies: a connection to it, and its end."""
+    path = runtime_dir / "liar.sock"
+    process = await anyio.open_process(
+        [sys.executable, "-m", "tests.runners.liar", str(path), kind], cwd=REPOSITORY, stderr=None
+    )
+    assert process.stdout is not None
+    async with process:
+        await read_until(process.stdout, b"listening")
+        yield connect(str(path)), process.wait
 
 
 async def test_names_without_end_fail_by_themselves(box: Box) -> None:

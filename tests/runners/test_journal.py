@@ -55,6 +55,13 @@ def test_what_was_not_released_is_there_for_the_next_holder(fd: int) -> None:
     os.close(read)
 
 
+def test_no_more_than_a_gateway_leaves_is_carried_on(fd: int) -> None:
+    os.truncate(fd, 2**40)
+    lying = Journal(os.dup(fd))
+    assert (lying.taken, lying.end) == (2**40 - journal.MOST_BYTES, 2**40)
+    lying.close()
+
+
 def test_an_input_goes_on_behind_what_the_pipe_took(fd: int) -> None:
     read, write = pipe_with(b"")
     first = Journal(os.dup(fd))

@@ -28,6 +28,7 @@ from cwsandbox.runners.local.filejob import FinishedFileJob, LocalFileJob, read_
 from cwsandbox.runners.local.link import Link, LinkClosedError
 from cwsandbox.runners.local.transfers import FileWriter, InlineFile, OpenFile, is_regular
 from cwsandbox.runners.local.trees import remove_tree
+from cwsandbox.wire.opening import is_exec_id
 from cwsandbox.wire.streams import FileAction
 
 if TYPE_CHECKING:
@@ -43,6 +44,8 @@ _BOX_HAS_ITS_END_SECONDS = 10.0
 _CANCEL_SECONDS = 5.0
 _FILE_JOBS = 16
 """File operations that stream at once, as each is a process in the box. Watches, which may last, are not counted."""
+_ERRNO_LIMIT = 4096
+"""The kernel's own (MAX_ERRNO)."""
 _MAY_BE_DONE_AT_ONCE = frozenset({FileAction.LIST, FileAction.MOVE, FileAction.REMOVE})
 
 
@@ -80,7 +83,8 @@ class LocalBox:
         self._ending = False
         self._gone = anyio.Event()
         self._listed = anyio.Event()
-        self._to_list = -1
+        self._to_list: int | None = None
+        """How many commands the agent has yet to tell of; None before it has introduced itself."""
         self._file_jobs = anyio.Semaphore(_FILE_JOBS, fast_acquire=True)
         self.swept: anyio.Event = anyio.Event()
         """Set by the runner when the zygote has reaped the box; boxes of an earlier zygote have it set from the
@@ -280,6 +284,11 @@ class LocalBox:
         await self._listed.wait()
         return not self._link.closed
 
+    def forget_commands(self) -> None:
+        """Let go of all commands, main included: nobody will read what they printed."""
+        for command in list(self._commands.values()):
+            command.forget()
+
     def kill_now(self) -> None:
         """Start the end of the box, without waiting for it."""
         self._stopping = True
@@ -324,7 +333,7 @@ class LocalBox:
             status = reply.body.get("status")
             raise CommandNotStartedError(message, status if status in {2, 126, 127} else 126)
         number = reply.body.get("errno")
-        number = number if isinstance(number, int) else errno.EIO
+        number = number if isinstance(number, int) and 0 < number < _ERRNO_LIMIT else errno.EIO
         if body["op"] == "spawn" and number == errno.E2BIG:
             raise CommandTooLargeError(
                 "the arguments and environment are larger than the system passes to a program; "
@@ -389,31 +398,30 @@ class LocalBox:
 
     def _event(self, message: protocol.Message) -> None:
         body, kind = message.body, message.body.get("event")
-        if kind == "exit":
-            self._command_exited(_text(body.get("exec")), body.get("status"))
-        elif kind == "hello":
-            self._introduced(body)
-        elif kind == "command":
+        if kind == "command":
             self._rejoin(message)
-            self._to_list -= 1
-        elif kind == "fatal":
-            self._fatal = _text(body.get("message"))
         else:
             message.close_fds()
-            raise protocol.ProtocolError("an unknown event")
+            if kind == "exit":
+                self._command_exited(_text(body.get("exec")), _exit_status(body.get("status")))
+            elif kind == "hello":
+                self._introduced(body)
+            elif kind == "fatal":
+                self._fatal = _text(body.get("message"))
+            else:
+                raise protocol.ProtocolError("an unknown event")
         if self._to_list == 0:
             self._listed.set()
 
     def _introduced(self, body: dict[str, Any]) -> None:
-        info = body.get("info")
-        self._sandbox_id = _text(info.get("sandbox_id")) if isinstance(info, dict) else ""
+        info, count = body.get("info"), body.get("commands")
+        if self._to_list is not None or not isinstance(info, dict) or not isinstance(count, int) or count < 0:
+            raise protocol.ProtocolError("an introduction that is none")
+        self._sandbox_id = _text(info.get("sandbox_id"))
         self._isolation = IsolationLevel.PROCESS if body.get("level") == "process" else IsolationLevel.NAMESPACES
-        count = body.get("commands")
-        self._to_list = count if isinstance(count, int) else 0
+        self._to_list = count
 
-    def _command_exited(self, exec_id: str, status: object) -> None:
-        if not isinstance(status, int) or not -128 < status < 256:
-            raise protocol.ProtocolError("an exit status that is none")
+    def _command_exited(self, exec_id: str, status: int) -> None:
         command = self._commands.get(exec_id)
         if command is not None:
             command._exited(status)
@@ -421,16 +429,20 @@ class LocalBox:
             self._starting[exec_id] = status
 
     def _rejoin(self, message: protocol.Message) -> None:
-        body = message.body
-        exec_id, status = _text(body.get("exec")), body.get("status")
+        """A command that an earlier gateway started."""
+        exec_id, status = _text(message.body.get("exec")), message.body.get("status")
+        if not self._to_list or not is_exec_id(exec_id) or exec_id in self._commands:
+            message.close_fds()
+            raise protocol.ProtocolError("a command that nobody started")
+        self._to_list -= 1
         try:
             command = self._adopt(exec_id, message)
         except (BoxGoneError, OSError) as error:
             raise protocol.ProtocolError(str(error)) from error
         if exec_id == MAIN:
             self._main = command
-        if isinstance(status, int):
-            command._exited(status)
+        if status is not None:
+            command._exited(_exit_status(status))
 
     # -- life and end
 
@@ -504,6 +516,12 @@ def _checked_path(path: str) -> str:
 
 def _size(columns: int, rows: int) -> tuple[int, int]:
     return min(max(columns, 0), 0xFFFF), min(max(rows, 0), 0xFFFF)
+
+
+def _exit_status(value: object) -> int:
+    if not isinstance(value, int) or not -128 < value < 256:
+        raise protocol.ProtocolError("an exit status that is none")
+    return value
 
 
 def _text(value: object) -> str:

@@ -57,7 +57,7 @@ class LocalCommand:
         self._stdout: OutputStream
         if self._terminal:
             self._stdout = TerminalOutput(fds["stdout"], (fds["relay_out"], fds["relay_in"]), journals["output"])
-            self._stdin = InputStream(os.dup(fds["stdout"]), journals["input"], self._stdin_closed, terminal=True)
+            self._stdin = InputStream(fds["stdin"], journals["input"], self._stdin_closed, terminal=True)
         else:
             self._stdout = OutputStream(fds["stdout"], journals["output"])
             self._stderr = OutputStream(fds["stderr"], journals["errors"])
@@ -175,7 +175,7 @@ class LocalCommand:
 
 def _pid(message: protocol.Message) -> int:
     pid = message.body.get("pid")
-    if not isinstance(pid, int):
+    if not isinstance(pid, int) or not 0 < pid < 2**31:
         raise ProtocolError("a command without its process")
     return pid
 
@@ -184,7 +184,7 @@ def _descriptors(message: protocol.Message) -> dict[str, int]:
     """A command's descriptors by name, all of the kind that they should be.
 
     Pipes are opened anew: a passed descriptor shares its flags with the agent's copy, and one that the agent could
-    make blocking has no place on the event loop.
+    make blocking has no place on the event loop. A terminal has two, one of them as "stdin".
     """
     names = message.body.get("fds")
     if not isinstance(names, list) or len(names) != len(message.fds) or len({*map(str, names)}) != len(names):
@@ -209,10 +209,12 @@ def _descriptors(message: protocol.Message) -> dict[str, int]:
     try:
         for name, flags in pipes.items():
             ours[name] = adopt_pipe(fds[name], flags)
+        if terminal:
+            ours["stdin"] = os.dup(fds["stdout"])
     except OSError:
         for fd in ours.values():
             os.close(fd)
         raise
-    for name in ours:
+    for name in pipes:
         os.close(fds[name])
     return fds | ours

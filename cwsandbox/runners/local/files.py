@@ -57,16 +57,23 @@ def with_known_size(fd: int) -> int:
     if os.fstat(fd).st_size > 0:
         return fd
     memory = memory_file("copy")
+    try:
+        _copy(fd, memory)
+    except OSError:
+        os.close(memory)
+        raise
+    os.close(fd)
+    return memory
+
+
+def _copy(fd: int, memory: int) -> None:
     os.lseek(fd, 0, os.SEEK_SET)
     room = _LARGEST_COPY
     while part := os.read(fd, INLINE_FILE_BYTES):
         room -= len(part)
         if room < 0:
-            os.close(memory)
             raise OSError(errno.EFBIG, os.strerror(errno.EFBIG))
         os.write(memory, part)
-    os.close(fd)
-    return memory
 
 
 def begin_write(path: str) -> Pending:

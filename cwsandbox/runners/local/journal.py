@@ -18,6 +18,8 @@ import stat
 from cwsandbox.runners.local.descriptors import memory_file
 from cwsandbox.runners.local.syscalls import punch_hole
 
+MOST_BYTES = 2 * 1024 * 1024
+"""More than a gateway leaves in a journal: a stream's window, and a large pipe's content."""
 _PUNCH_BYTES = 512 * 1024
 """Memory is given back in portions of this size: a call per megabyte, not one per credit."""
 _PAGE_BYTES = os.sysconf("SC_PAGE_SIZE")
@@ -48,7 +50,8 @@ class Journal:
     def __init__(self, fd: int) -> None:
         self._fd = fd
         self.end: int = os.fstat(fd).st_size
-        self.taken: int = min(os.lseek(fd, 0, os.SEEK_CUR), self.end)
+        # An agent can give both any value; it must not give the gateway terabytes to carry.
+        self.taken: int = min(max(os.lseek(fd, 0, os.SEEK_CUR), self.end - MOST_BYTES), self.end)
         self._punched = 0
 
     # -- towards the client

@@ -260,7 +260,11 @@ class LocalRunner(anyio.AsyncContextManagerMixin):
         if self._tasks is None:
             connection.close()
             raise RunnerError("the runner has been closed")
-        box = LocalBox(name, str(self._boxes_dir / name), connection, self._tasks, self._box_gone)
+        try:
+            box = LocalBox(name, str(self._boxes_dir / name), connection, self._tasks, self._box_gone)
+        except OSError as error:
+            connection.close()
+            raise BoxGoneError(f"the sandbox ended before it could be held: {error}") from error
         self._boxes[name] = box
         return box
 
@@ -369,14 +373,17 @@ class LocalRunner(anyio.AsyncContextManagerMixin):
         self._level, self._reason = IsolationLevel.PROCESS, reason
 
     async def _take_back(self, name: str, connection: socket.socket) -> LocalBox | None:
-        box = self._hold(name, connection)
+        try:
+            box = self._hold(name, connection)
+        except BoxGoneError:
+            return None
         box.swept.set()
-        listed = False
         with anyio.move_on_after(_CLEAN_UP_SECONDS):
-            listed = await box.wait_listed()
-        if not listed:
-            box.kill_now()
-        return box if listed else None
+            if await box.wait_listed():
+                return box
+        box.kill_now()
+        box.forget_commands()
+        return None
 
     def _remove_dead(self, living: set[str]) -> None:
         """Remove what boxes left that are no more: folders, sockets, cgroups."""

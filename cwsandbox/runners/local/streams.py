@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 import anyio
 import anyio.lowlevel
 
+from cwsandbox.runners.local.journal import MOST_BYTES
 from cwsandbox.runners.local.pipes import LARGE_PIPE_BYTES, End
 
 if TYPE_CHECKING:
@@ -20,8 +21,6 @@ if TYPE_CHECKING:
 
     from cwsandbox.runners.local.journal import Journal
 
-_RECALL_BYTES = 2 * LARGE_PIPE_BYTES
-"""More than a gateway has unreleased: a window, and what `settle` keeps."""
 _END_OF_TRANSMISSION = b"\x04"
 
 
@@ -51,7 +50,7 @@ class OutputStream(End):
 
     def recall(self) -> bytes:
         """What an earlier gateway received and did not release; at once, and received with that."""
-        data = self._journal.read(self._position, _RECALL_BYTES)
+        data = self._journal.read(self._position, MOST_BYTES)
         self._position += len(data)
         return data
 
