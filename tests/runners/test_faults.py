@@ -12,7 +12,14 @@ import anyio
 import anyio.lowlevel
 import pytest
 
-from cwsandbox.runners.base import BoxGoneError, CommandNotStartedError, ExecSpec, IsolationLevel, Limits
+from cwsandbox.runners.base import (
+    BoxGoneError,
+    CommandNotStartedError,
+    CommandTooLargeError,
+    ExecSpec,
+    IsolationLevel,
+    Limits,
+)
 from cwsandbox.runners.local.link import connect
 from tests.runners.conftest import box_spec
 from tests.runners.liar import SURVIVORS
@@ -159,6 +166,20 @@ async def test_names_without_end_fail_by_themselves(box: Box) -> None:
         with pytest.raises(OSError, match="File name too long"):
             await box.file_job(asked(action, name, **options))
     assert (await run(box, "echo", "unharmed")).text == "unharmed\n"
+
+
+async def test_an_environment_without_end_fails_its_own_box_only(runner: LocalRunner) -> None:
+    async with anyio.create_task_group() as tasks:
+        tasks.start_soon(_make_and_stop, runner)
+        with pytest.raises(CommandTooLargeError):
+            await runner.create(box_spec(env={"X": "x" * 40_000_000}))
+    await _make_and_stop(runner)
+
+
+async def _make_and_stop(runner: LocalRunner) -> None:
+    box = await runner.create(box_spec())
+    await box.stop(0)
+    box.main.forget()
 
 
 async def test_a_thousand_commands_leak_no_descriptors(box: LocalBox) -> None:

@@ -40,6 +40,10 @@ if TYPE_CHECKING:
     from cwsandbox.wire.streams import FileInfo, FilesOpen
 
 MAIN = "main"
+TOO_LARGE = (
+    "the arguments and environment are larger than the system passes to a program; "
+    "pass large data through stdin or a file"
+)
 _BOX_HAS_ITS_END_SECONDS = 10.0
 _CANCEL_SECONDS = 5.0
 _FILE_JOBS = 16
@@ -335,10 +339,7 @@ class LocalBox:
         number = reply.body.get("errno")
         number = number if isinstance(number, int) and 0 < number < _ERRNO_LIMIT else errno.EIO
         if body["op"] == "spawn" and number == errno.E2BIG:
-            raise CommandTooLargeError(
-                "the arguments and environment are larger than the system passes to a program; "
-                "pass large data through stdin or a file"
-            )
+            raise CommandTooLargeError(TOO_LARGE)
         if body["op"] == "spawn":
             raise RunnerError(f"the sandbox is out of processes, memory or descriptors: {os.strerror(number)}")
         raise OSError(number, message or os.strerror(number), body.get("path"))

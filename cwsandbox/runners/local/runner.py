@@ -22,6 +22,7 @@ from cwsandbox.runners.base import (
     BoxGoneError,
     BoxSpec,
     Capabilities,
+    CommandTooLargeError,
     ExecSpec,
     IsolationLevel,
     IsolationUnavailableError,
@@ -29,7 +30,7 @@ from cwsandbox.runners.base import (
     RunnerError,
 )
 from cwsandbox.runners.local import cgroups, image, probe, protocol
-from cwsandbox.runners.local.box import MAIN, LocalBox
+from cwsandbox.runners.local.box import MAIN, TOO_LARGE, LocalBox
 from cwsandbox.runners.local.link import Link, connect
 from cwsandbox.runners.local.trees import remove_tree
 from cwsandbox.runners.local.zygote import CONTROL_FD, remove_cgroups
@@ -241,6 +242,9 @@ class LocalRunner(anyio.AsyncContextManagerMixin):
 
     async def _bear(self, name: str, plan: dict[str, Any]) -> None:
         """Have the zygote make a box."""
+        if len(protocol.encode({"plan": plan})) > protocol.MAX_MESSAGE_BYTES:
+            # The zygote would end: it takes no message that it cannot trust, and boxes of others are in the making.
+            raise CommandTooLargeError(TOO_LARGE)
         zygote = await self._running_zygote()
         birth = self._births[name] = _Birth()
         zygote.post({"plan": plan})
