@@ -27,6 +27,7 @@ import anyio
 import anyio.lowlevel
 from attrs import asdict, frozen
 
+from cwsandbox.gateway.controls import Controls
 from cwsandbox.gateway.errors import StatusError, error, invalid, not_running
 from cwsandbox.gateway.pulse import Pulse
 from cwsandbox.gateway.stdin import StdinFeeder
@@ -63,8 +64,6 @@ _HANGUP_SECONDS: Final = 1.0
 _LAST_OUTPUT_SECONDS: Final = 5.0
 # The output usually ends a moment before the exit is known: one message for both.
 _TOGETHER_SECONDS: Final = 0.01
-# Signals and sizes kept for a command that has not started; a client that sends more loses the rest.
-_EARLY_LIMIT: Final = 64
 
 
 @frozen
@@ -113,8 +112,7 @@ class Execution(StreamTask):
         self._exited = False
         self._limit = math.inf
         self._stdin = StdinFeeder(self._start_soon, self._acknowledge) if request.stdin else None
-        # Signals and sizes that came before the command had started.
-        self._early: list[int | TerminalSize] = []
+        self._controls = Controls(self._start_soon)
         # By substream: everything was passed on.
         self._ended = [False, False]
         self._stderr_ended = Pulse()
@@ -163,12 +161,12 @@ class Execution(StreamTask):
     def on_signal(self, name: str) -> None:
         """Send the signal, at once or when the command has started; names unknown to this system are ignored."""
         with contextlib.suppress(ValueError):
-            self._control(signal_number(name))
+            self._controls.signal(signal_number(name))
 
     def on_window_change(self, columns: int, rows: int) -> None:
         """Resize the terminal, if the command has one."""
         if self._request.terminal is not None:
-            self._control(TerminalSize(columns, rows))
+            self._controls.resize(TerminalSize(columns, rows))
 
     def on_credit(self) -> None:
         """The client can take more, and will not ask again for what it took."""
@@ -251,9 +249,7 @@ class Execution(StreamTask):
             self._start_soon(functools.partial(self._pump_stderr, command.stderr))
         else:
             self._ended[1] = True
-        early, self._early = self._early, []
-        for item in early:
-            self._control(item)
+        self._controls.begin(command)
         if self._stdin is not None and command.stdin is not None:
             if command.stdin.sent_bytes < command.stdin.taken_bytes:
                 self._stdin.feed(b"")  # What an earlier gateway took goes first.
@@ -356,12 +352,6 @@ class Execution(StreamTask):
         self.stream.consumed(taken)
         self.wake()
 
-    def _control(self, item: int | TerminalSize) -> None:
-        if self._command is not None:
-            self._start_soon(functools.partial(_apply, self._command, item))
-        elif len(self._early) < _EARLY_LIMIT:
-            self._early.append(item)
-
     def _start_soon(self, function: Callable[[], Coroutine[Any, Any, None]]) -> None:
         self.service.start_soon(function, name=self.stream.exec_id)
 
@@ -388,19 +378,6 @@ async def _hang_up(command: Command) -> None:
     with anyio.move_on_after(_HANGUP_SECONDS), contextlib.suppress(RunnerError, OSError):
         await command.signal(signal.SIGHUP)
         await command.wait()
-
-
-async def _apply(command: Command, item: int | TerminalSize) -> None:
-    """Send a signal, or set a size."""
-    try:
-        if isinstance(item, TerminalSize):
-            await command.resize(item)
-        elif item == signal.SIGKILL:
-            await command.kill()  # The first process could pass no signal on: nobody wants what it leaves.
-        else:
-            await command.signal(item)
-    except (RunnerError, OSError) as problem:
-        _log.info("command %s: %s", command.exec_id, problem)
 
 
 def _seconds(value: object) -> float | None:

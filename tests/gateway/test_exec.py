@@ -5,8 +5,9 @@ from __future__ import annotations
 import anyio
 import pytest
 
+from cwsandbox.gateway.controls import Controls
 from cwsandbox.gateway.stdin import StdinFeeder
-from cwsandbox.runners.base import BoxGoneError
+from cwsandbox.runners.base import BoxGoneError, TerminalSize
 from cwsandbox.wire.errors import Code, Reason
 from cwsandbox.wire.streams import SandboxInfo
 from tests.gateway.conftest import World, execute
@@ -100,3 +101,34 @@ async def test_an_input_that_is_cut_harms_nobody(problem: Exception) -> None:
         feeder.end()
         feeder.begin(CutSink(problem))
     assert taken == [5]
+
+
+class SlowCommand:
+    """Takes signals when it is let."""
+
+    exec_id = "slow"
+
+    def __init__(self) -> None:
+        self.gate = anyio.Event()
+        self.taken: list[int | TerminalSize] = []
+
+    async def signal(self, signum: int) -> None:
+        await self.gate.wait()
+        self.taken.append(signum)
+
+    async def resize(self, size: TerminalSize) -> None:
+        self.taken.append(size)
+
+
+async def test_signals_arrive_in_order_and_a_flood_is_bounded() -> None:
+    command = SlowCommand()
+    async with anyio.create_task_group() as service:
+        controls = Controls(service.start_soon)
+        controls.signal(1)
+        controls.begin(command)  # type: ignore[arg-type]
+        await anyio.wait_all_tasks_blocked()
+        for number in range(10, 10_000):
+            controls.resize(TerminalSize(number, 1))
+            controls.signal(number)
+        command.gate.set()
+    assert command.taken == [1, TerminalSize(9_999, 1), *range(10, 74)]
