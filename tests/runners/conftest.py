@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import resource
 import shutil
 import tempfile
 from pathlib import Path
@@ -21,6 +22,15 @@ if TYPE_CHECKING:
     from tests.runners.support import MakeRunner
 
 MAIN = ("sh", "-c", "trap 'echo main ended; exit 42' TERM; echo ready; while :; do sleep 0.05; done")
+
+
+@pytest.fixture(scope="session", autouse=True)
+def many_descriptors() -> Iterator[None]:
+    """As the gateway raises its own limit, whose part the tests play."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
+    yield
+    resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
 
 
 @pytest.fixture(scope="session")

@@ -7,6 +7,7 @@ bounded and checked: an agent that breaks the protocol loses its connection, and
 from __future__ import annotations
 
 import contextlib
+import errno
 import os
 import socket
 from collections import deque
@@ -29,11 +30,12 @@ class LinkClosedError(Exception):
 
 
 class _Waiter:
-    __slots__ = ("event", "reply")
+    __slots__ = ("descriptors_lost", "event", "reply")
 
     def __init__(self) -> None:
         self.event = anyio.Event()
         self.reply: protocol.Message | None = None
+        self.descriptors_lost = False
 
 
 class Link:
@@ -74,6 +76,8 @@ class Link:
                 if message is None:
                     return False
                 self._dispatch(message)
+        except protocol.DescriptorsLostError as lost:
+            return self._lose(lost.body)
         except BlockingIOError:
             return True
         except (OSError, anyio.ClosedResourceError, protocol.ProtocolError):
@@ -91,6 +95,20 @@ class Link:
             return
         waiter.reply = message
         waiter.event.set()
+
+    def _lose(self, body: dict[str, Any]) -> bool:
+        """A reply came without its descriptors: only its request fails.
+
+        Returns:
+            False if it was not a reply to anybody: then what it told is lost.
+        """
+        request = body.get("id")
+        waiter = self._waiters.pop(request, None) if isinstance(request, int) else None
+        if waiter is None:
+            return request is not None
+        waiter.descriptors_lost = True
+        waiter.event.set()
+        return True
 
     def post(self, body: dict[str, Any], payload: bytes = b"") -> None:
         """Send a message that has no reply. Never blocks; without a connection nothing happens."""
@@ -130,6 +148,7 @@ class Link:
 
         Raises:
             LinkClosedError: The connection ended before the reply.
+            OSError: EMFILE, this process is out of descriptors: those of the reply are lost.
         """
         if self.closed:
             raise LinkClosedError
@@ -144,6 +163,8 @@ class Link:
             if waiter.reply is not None:
                 waiter.reply.close_fds()
             raise
+        if waiter.descriptors_lost:
+            raise OSError(errno.EMFILE, os.strerror(errno.EMFILE))
         if waiter.reply is None:
             raise LinkClosedError
         return waiter.reply

@@ -38,6 +38,17 @@ class ProtocolError(Exception):
     """The other side sent something that is not a message."""
 
 
+class DescriptorsLostError(ProtocolError):
+    """A message's descriptors did not all arrive: this process has no room for them, or there were too many.
+
+    The message as such arrived: `body` says what it was about.
+    """
+
+    def __init__(self, body: dict[str, Any]) -> None:
+        super().__init__("a message's descriptors were cut off")
+        self.body = body
+
+
 class Message(NamedTuple):
     """One message; whoever receives it owns `fds`."""
 
@@ -90,6 +101,7 @@ def receive(connection: socket.socket, *, large: bool) -> Message | None:
 
     Raises:
         BlockingIOError: A non-blocking socket has none.
+        DescriptorsLostError: A message whose descriptors were lost. Those that came are closed.
         ProtocolError: Not a message. Its descriptors are closed.
     """
     space = socket.CMSG_SPACE(MAX_DESCRIPTORS * array.array("i").itemsize)
@@ -102,8 +114,10 @@ def receive(connection: socket.socket, *, large: bool) -> Message | None:
         return None
     held = list(fds)
     try:
-        if flags & (socket.MSG_TRUNC | socket.MSG_CTRUNC):
+        if flags & socket.MSG_TRUNC:
             raise ProtocolError("a message was cut off")  # noqa: TRY301
+        if flags & socket.MSG_CTRUNC:
+            raise DescriptorsLostError(_decode(data)[0])  # noqa: TRY301
         if large and held and data == _LENGTH.pack(_IN_MEMFD):
             data = _read_memory(held[0])
             os.close(held.pop(0))

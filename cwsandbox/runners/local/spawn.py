@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import fcntl
 import os
@@ -15,12 +16,15 @@ from typing import TYPE_CHECKING, NamedTuple
 from cwsandbox.runners.local import journal, protocol
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Iterator, Sequence
 
 _RESET = signal.valid_signals() - {signal.SIGKILL, signal.SIGSTOP}
 _OUT_OF_RESOURCES = (errno.EAGAIN, errno.ENOMEM, errno.EMFILE, errno.ENFILE)
 _NAME_CHARS = 4000
 """Names may be as long as arguments; the gateway takes messages of 4096 characters."""
+_USUAL_DESCRIPTORS = 1024
+"""The soft limit that programs start with, wherever the gateway runs: the kernel's own default (INR_OPEN_CUR) and
+systemd's. What needs more raises it to the hard limit; what still uses select() breaks above it."""
 DEFAULT_PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
 
 
@@ -40,11 +44,14 @@ class Started(NamedTuple):
 
 
 class Spawner:
-    """Starts commands with the limits that the box itself was started with."""
+    """Starts commands with the usual soft limit of descriptors, while the agent itself may have as many as the hard."""
 
     def __init__(self) -> None:
-        self._soft, self._hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+        _, self._hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+        self._soft = _USUAL_DESCRIPTORS if self._hard == resource.RLIM_INFINITY else min(_USUAL_DESCRIPTORS, self._hard)
         self._null = os.open("/dev/null", os.O_RDWR | os.O_CLOEXEC)
+        # Low numbers to pass high ones under: posix_spawn refuses (EBADF) those above the soft limit of the moment.
+        self._seats = [fcntl.fcntl(self._null, fcntl.F_DUPFD_CLOEXEC, 3) for _ in range(3)]
         resource.setrlimit(resource.RLIMIT_NOFILE, (self._hard, self._hard))
 
     def start(
@@ -81,12 +88,10 @@ class Spawner:
             for name, fd in list(ours.items()):
                 os.set_blocking(fd, False)
                 ours[protocol.JOURNALS[name]] = journal.make()
-            actions = [
-                (os.POSIX_SPAWN_DUP2, theirs[2] if stdin else self._null, 0),
-                (os.POSIX_SPAWN_DUP2, theirs[0], 1),
-                (os.POSIX_SPAWN_DUP2, theirs[1], 2),
-            ]
-            pid = self._spawn(program, argv, env, actions)
+            streams = (theirs[2] if stdin else self._null, theirs[0], theirs[1])
+            with self._seated(streams) as seated:
+                actions = [(os.POSIX_SPAWN_DUP2, fd, number) for number, fd in enumerate(seated)]
+                pid = self._spawn(program, argv, env, actions)
         except BaseException:
             for fd in ours.values():
                 os.close(fd)
@@ -122,6 +127,19 @@ class Spawner:
         finally:
             os.close(slave)
         return Started(pid, ours)
+
+    @contextlib.contextmanager
+    def _seated(self, fds: Sequence[int]) -> Iterator[list[int]]:
+        """The same descriptors by numbers below the soft limit."""
+        seated = [
+            fd if fd < self._soft else os.dup2(fd, seat, inheritable=False)
+            for fd, seat in zip(fds, self._seats, strict=True)
+        ]
+        try:
+            yield seated
+        finally:
+            for seat in set(seated) - set(fds):
+                os.dup2(self._null, seat, inheritable=False)
 
     def _spawn(
         self, program: str, argv: list[str], env: dict[str, str], actions: Sequence[tuple[int | str, ...]]
