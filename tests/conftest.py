@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import signal
 from typing import TYPE_CHECKING
 
 import pytest
@@ -26,6 +27,10 @@ def pytest_cmdline_main(config: pytest.Config) -> None:
 
 
 def pytest_configure(config: pytest.Config) -> None:
+    # A run in the background of a shell script starts with these ignored, and what tests signal would inherit that.
+    for ignored in (signal.SIGINT, signal.SIGHUP):
+        if signal.getsignal(ignored) is signal.SIG_IGN:
+            signal.signal(ignored, signal.default_int_handler if ignored is signal.SIGINT else signal.SIG_DFL)
     config.addinivalue_line("markers", "row(*ids): the rows of the behaviour checklist that the test holds.")
     config.addinivalue_line("markers", "slow: takes more than about five seconds; left out by `-m 'not slow'`.")
 
