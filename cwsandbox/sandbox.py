@@ -450,7 +450,7 @@ class Sandbox:
 
     def __await__(self) -> Generator[Any, None, Self]:
         """Start if needed, and wait until the sandbox runs. Raises as `wait`."""
-        return self._watch_running().__await__()
+        return self._core.operate(self._wait_running, None, name="wait until running").__await__()
 
     def get_status(self) -> SandboxStatus:
         """Ask the gateway for the present status. Blocks the calling thread, an event loop's too, for one request.
@@ -790,9 +790,11 @@ class Sandbox:
 
     # For operations.
 
-    def _watch_running(self) -> OperationRef[Self]:
-        """Resolves to the sandbox when it runs."""
-        return self._core.operate(self._wait_running, None, name="wait until running")
+    def _watch_running(self, watch: OperationRef[None] | None) -> OperationRef[None]:
+        """Finished when the sandbox runs, or cannot any more, at once if that is known; `watch` if that goes on."""
+        if self._life.phase not in {Phase.NOT_STARTED, Phase.STARTING}:
+            return OperationRef.completed(None)
+        return watch or self._core.operate(self._core.wait_running, None, name="watch until running")
 
     async def _wait_running(self, timeout: float | None) -> Self:
         await self._core.wait_running(timeout)

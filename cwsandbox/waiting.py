@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import math
+import os
 import threading
 import time
 from collections.abc import Iterable
 from contextlib import ExitStack
 from typing import TYPE_CHECKING, Any, TypeAlias, TypeVar, overload
+from weakref import WeakKeyDictionary
 
 from cwsandbox._runtime.operation import OperationRef
 from cwsandbox._validate import check_seconds
@@ -21,6 +23,10 @@ __all__ = ["Waitable", "results", "wait"]
 T = TypeVar("T")
 Waitable: TypeAlias = Sandbox | OperationRef[Any]
 W = TypeVar("W", Sandbox, OperationRef[Any], Waitable)
+
+_watches: WeakKeyDictionary[Sandbox, OperationRef[None]] = WeakKeyDictionary()
+"""What watches the sandboxes that were pending when a `wait` returned. The next one goes on with it: polling sees what
+happened between two looks, and does not pile up operations."""
 
 
 @overload
@@ -79,7 +85,12 @@ def wait(
     done: list[W] = []
     pending: list[W] = []
     for item, ref in zip(items, refs, strict=True):
-        (done if ref._finished and len(done) < wanted else pending).append(item)
+        if ref._finished and len(done) < wanted:
+            done.append(item)
+        else:
+            pending.append(item)
+            if isinstance(item, Sandbox):
+                _watches[item] = ref
     return done, pending
 
 
@@ -87,7 +98,7 @@ def _ref(item: Waitable) -> OperationRef[Any]:
     if isinstance(item, OperationRef):
         return item
     if isinstance(item, Sandbox):
-        return item._watch_running()
+        return item._watch_running(_watches.pop(item, None))
     raise TypeError(f"wait() takes sandboxes, refs and processes, not {type(item).__name__}")
 
 
@@ -114,3 +125,7 @@ def _wait_for(refs: Sequence[OperationRef[Any]], wanted: int, timeout: float | N
             waiting.callback(ref._wait_ends)
         while finished < wanted and (left := deadline - time.monotonic()) > 0:
             changed.wait(min(left, threading.TIMEOUT_MAX))
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_watches.clear)

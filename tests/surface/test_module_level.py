@@ -10,6 +10,7 @@ import pytest
 
 import cwsandbox
 from cwsandbox import Process, Sandbox, SandboxFailedError, SandboxFileError, SandboxStatus
+from cwsandbox._runtime.scope import running_operations
 
 if TYPE_CHECKING:
     from tests.support.gateway import ServedGateway
@@ -89,6 +90,21 @@ def test_s080_wait_on_sandboxes_means_running(gateway: ServedGateway) -> None:
     assert {sandbox.status for sandbox in sandboxes} == {SandboxStatus.RUNNING}
     for sandbox in sandboxes:
         sandbox.stop().result()
+
+
+def test_polling_sees_what_happened_between_two_looks(gateway: ServedGateway) -> None:
+    gateway.making.close()
+    with Sandbox(base_url=gateway.url) as sandbox, Sandbox(base_url=gateway.url, command="/no/such/program") as broken:
+        both = [sandbox, broken]
+        before = running_operations()
+        for _ in range(3):
+            assert cwsandbox.wait(both, timeout=0) == ([], both)
+        assert len(running_operations() - before) == 2
+        gateway.making.open()
+        sandbox.wait()
+        with pytest.raises(SandboxFailedError):
+            broken.wait()
+        assert cwsandbox.wait(both, timeout=0) == (both, [])
 
 
 @pytest.mark.row("S81", "S82")
