@@ -9,10 +9,12 @@ from collections import deque
 from typing import TYPE_CHECKING, ClassVar, Generic, TypeVar
 
 import anyio
+import anyio.to_thread
 
 from cwsandbox._client.stream import Exited
 from cwsandbox._metrics import OUTCOMES
 from cwsandbox._runtime.latch import Latch
+from cwsandbox._runtime.storage import FilePiece
 from cwsandbox._stream_operation import StreamOperation
 from cwsandbox._text import short_repr
 from cwsandbox.exceptions import SandboxCommandTimeoutError, SandboxError, SandboxExecutionError, SandboxRefusedError
@@ -24,6 +26,7 @@ if TYPE_CHECKING:
     from cwsandbox._core import SandboxCore
     from cwsandbox._metrics import Metrics
     from cwsandbox._running import RunningCommand
+    from cwsandbox._runtime.spool import Spool
     from cwsandbox.process import Process
     from cwsandbox.terminal import TerminalResult
     from cwsandbox.wire.streams import TerminalSize
@@ -31,6 +34,9 @@ if TYPE_CHECKING:
 __all__ = ["CommandOperation", "ExecOperation", "ExecStats"]
 
 R = TypeVar("R", "ProcessResult", "TerminalResult")
+
+_LAST_BYTES = 4096
+"""How much of the end of standard error is looked at for a message."""
 
 
 class ExecStats:
@@ -210,7 +216,7 @@ class CommandOperation(StreamOperation, abc.ABC, Generic[R]):
             if type(error) in {SandboxError, SandboxRefusedError}:
                 raise SandboxExecutionError(str(error), reason=error.reason, metadata=error.metadata) from error
             raise
-        return self._make_result(seen.status if isinstance(seen, Exited) else 128 + signal_number(seen.name))
+        return await self._make_result(seen.status if isinstance(seen, Exited) else 128 + signal_number(seen.name))
 
     # What kinds of commands differ in.
 
@@ -222,7 +228,7 @@ class CommandOperation(StreamOperation, abc.ABC, Generic[R]):
         return None
 
     @abc.abstractmethod
-    def _make_result(self, returncode: int) -> R:
+    async def _make_result(self, returncode: int) -> R:
         """What the caller gets."""
 
 
@@ -253,18 +259,22 @@ class ExecOperation(CommandOperation[ProcessResult]):
         super().__init__(sandbox, process, cwd=cwd, env=env, timeout_seconds=timeout_seconds)
         self._check = check
 
-    def _make_result(self, returncode: int) -> ProcessResult:
+    async def _make_result(self, returncode: int) -> ProcessResult:
         stdout, stderr = self._process._spools
         command = self._process.command
         result = ProcessResult._from_spools(stdout, stderr, returncode, command)
         if self._check and returncode:
             raise SandboxExecutionError(
-                f"the command {short_repr(command)} exited with {returncode}: {_last_line(result.stderr)}",
+                f"the command {short_repr(command)} exited with {returncode}: {await _last_line(stderr)}",
                 exec_result=result,
             )
         return result
 
 
-def _last_line(text: str) -> str:
-    lines = text.strip().splitlines()
+async def _last_line(spool: Spool) -> str:
+    """Of what may be gigabytes on the disk, without looking at all of it."""
+    end = b""
+    for piece in spool.last_pieces(_LAST_BYTES):
+        end += await anyio.to_thread.run_sync(piece.read) if isinstance(piece, FilePiece) else piece
+    lines = end.decode("utf-8", "replace").strip().splitlines()
     return lines[-1][:500] if lines else "nothing on stderr"

@@ -63,6 +63,8 @@ class LogsOperation(StreamOperation):
         """Begin; whatever happens is told through the reader."""
         self._ref.add_done_callback(lambda ref: self._spool.close(end_of_stream(ref)))
         self._sandbox.operate(self, ref=self._ref, name="stream logs")
+        if self._ref._loop is not None:
+            self._spool.bind(self._ref._loop)
         return self.reader
 
     async def __call__(self) -> None:

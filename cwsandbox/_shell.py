@@ -49,5 +49,5 @@ class ShellOperation(CommandOperation[TerminalResult]):
         usual = TerminalSize()
         return TerminalSize(columns=self._width or usual.columns, rows=self._height or usual.rows)
 
-    def _make_result(self, returncode: int) -> TerminalResult:
+    async def _make_result(self, returncode: int) -> TerminalResult:
         return TerminalResult(returncode, self._process.command)

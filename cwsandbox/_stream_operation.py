@@ -123,10 +123,11 @@ class StreamOperation:
                 raise AssertionError("the stream is not over")
 
     async def _raise_ended(self, refusal: CWSandboxError) -> None:
-        """The sandbox ended before the operation could run: say how, unless that was our own doing."""
-        await self._sandbox.refresh()
+        """The sandbox ended before it ran: say how, unless that was our own doing."""
         life = self._sandbox.life
-        if life.stop_owned:
+        ran = life.phase is not Phase.STARTING
+        await self._sandbox.refresh()
+        if ran or life.stop_owned:
             return
         if life.status is SandboxStatus.FAILED:
             raise SandboxFailedError(self._sandbox.ended_message(), reason=refusal.reason) from refusal

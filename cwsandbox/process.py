@@ -17,7 +17,8 @@ class ProcessResult:  # noqa: PLW1641 - mutable, so not hashable
     """What a finished command printed and returned.
 
     Output is decoded, and what lies on disk (beyond 8 MiB a stream) is read back, when an attribute is first looked at;
-    from then on it is kept. Text is UTF-8; what is not becomes U+FFFD.
+    from then on it is kept. That takes about a second for 200 MB, in which an event loop does nothing else: where this
+    matters, iterate `Process.stdout`. Text is UTF-8; what is not becomes U+FFFD.
 
     Attributes:
         returncode: The exit code: 126 not executable, 127 not found, 128 + N for signal N.

@@ -120,10 +120,10 @@ class _Feeding(FileOperation, abc.ABC):
         ref.add_done_callback(lambda ref: self._spool.close(end_of_stream(ref)))
         reader = self._spool._the_reader(kind, ref._cancel)
         reader._begun = self._begun = _Begun(ref)
-        loop = self._sandbox.scope().loop
-        self._begun._bind(loop)
-        self._spool.bind(loop)
         self._sandbox.operate(self, ref=ref, name=name)
+        if ref._loop is not None:
+            self._begun._bind(ref._loop)
+            self._spool.bind(ref._loop)
         return reader
 
     async def __call__(self) -> None:

@@ -108,6 +108,18 @@ class Spool:
             pieces = self._storage.snapshot()
         return b"".join(piece.read() if isinstance(piece, FilePiece) else piece for piece in pieces)
 
+    def last_pieces(self, count: int) -> list[bytes | FilePiece]:
+        """The last at most `count` bytes that are kept, whatever readers did; a `FilePiece` lies on the disk."""
+        pieces: list[bytes | FilePiece] = []
+        with self._lock:
+            end = self._storage.size
+            position = max(end - count, 0)
+            while position < end:
+                piece = self._storage.piece(position, end - position)
+                pieces.append(piece)
+                position += piece.length if isinstance(piece, FilePiece) else len(piece)
+        return pieces
+
     # Feeding, on the loop.
 
     def bind(self, loop: LoopHandle) -> None:

@@ -601,3 +601,11 @@ def test_a_large_output_that_is_kept_to_the_end_of_the_program_is_no_warning() -
     )
     done = subprocess.run([sys.executable, "-W", "error", "-c", code], capture_output=True, text=True, check=False)
     assert (done.returncode, done.stderr) == (0, "")
+
+
+@pytest.mark.parametrize("count", [0, 5, 50, MEBIBYTE + 50, 5 * MEBIBYTE])
+def test_the_last_bytes_lie_in_memory_or_on_the_disk(count: int) -> None:
+    data = bytes(range(256)) * (3 * MEBIBYTE // 256) + b"the end"
+    spool = spool_of(data[:10], data[10 : 2 * MEBIBYTE], data[2 * MEBIBYTE :], memory_bytes=100)
+    pieces = [piece if isinstance(piece, bytes) else piece.read() for piece in spool.last_pieces(count)]
+    assert b"".join(pieces) == data[len(data) - min(count, len(data)) :]

@@ -281,3 +281,12 @@ def test_processes_of_a_stopped_sandbox_are_gone(home_folder: object) -> None:
         assert next(process.stdout) == "up\n"
     assert_gone(marker)
     assert processes_with(marker) == []
+
+
+@pytest.mark.parametrize("size", [0, 10_000_000])
+def test_a_failed_check_tells_the_last_line_of_any_amount_of_errors(sb: Sandbox, size: int) -> None:
+    script = f"head -c {size} /dev/zero >&2; echo >&2; echo the reason >&2; exit 3"
+    with pytest.raises(SandboxExecutionError, match=r"exited with 3: the reason$") as caught:
+        sb.exec(["sh", "-c", script], check=True).result()
+    assert caught.value.exec_result is not None
+    assert len(caught.value.exec_result.stderr_bytes) == size + len("\nthe reason\n")

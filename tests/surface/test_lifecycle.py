@@ -609,6 +609,15 @@ def test_ctrl_c_while_a_sandbox_starts_leaves_nothing(
     assert Sandbox.list(base_url=gateway.url).result() == []
 
 
+async def test_what_ran_and_was_stopped_by_somebody_else_is_not_running(asb: Sandbox) -> None:
+    await asb
+    await (await Sandbox.from_id(str(asb.sandbox_id))).stop()
+    for _ in range(2):
+        with pytest.raises(SandboxNotRunningError, match="stopped by request"):
+            await asb.exec(["true"])
+    assert asb.status is SandboxStatus.TERMINATED
+
+
 def test_concurrent_stops_share_one_request(gateway: ServedGateway) -> None:
     sandbox = Sandbox(base_url=gateway.url)
     sandbox.wait()

@@ -58,6 +58,12 @@ async def test_history_async(home_folder: Path) -> None:
         assert [line async for line in sandbox.stream_logs()] == ["1\n", "2\n", "3\n"]
 
 
+async def test_iterating_on_the_loop_that_receives_is_an_error_and_no_deadlock(asb: Sandbox) -> None:
+    with pytest.raises(RuntimeError, match="use `async for`") as caught:
+        list(asb.stream_logs())
+    assert caught.value.__context__ is None  # How a reader looks for items is not the caller's business.
+
+
 def test_commands_are_not_in_the_log_and_both_streams_are(home_folder: Path) -> None:
     with staying("echo out; echo err >&2") as sandbox:
         following = sandbox.stream_logs(follow=True)
