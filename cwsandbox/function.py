@@ -154,6 +154,10 @@ class RemoteFunction(Generic[P, R]):
     def __repr__(self) -> str:
         return f"<RemoteFunction {self.__qualname__}>"
 
+    def __reduce__(self) -> str:
+        """By its name, as functions are pickled: worker processes have it where their modules make it."""
+        return self.__qualname__
+
     def _snapshot(self) -> Snapshot:
         self._session._expect_sandboxes()
         return Snapshot(self._function, use_pickle=self._use_pickle)

@@ -81,7 +81,9 @@ class Capture:
 
     def name(self, value: Any) -> None:
         """A pickle names this class or function: see that it is there."""
-        if not isinstance(value, type | FunctionType) or is_installed(value.__module__):
+        from cwsandbox.function import RemoteFunction
+
+        if not isinstance(value, type | FunctionType | RemoteFunction) or is_installed(value.__module__):
             return
         if lookup(value.__module__, value.__qualname__) is not value:
             return
@@ -146,7 +148,7 @@ class Capture:
         number: int = ref["node"]
         self._numbers[id(remote)] = number
         self._alive.append(remote)
-        if self.nodes[number]["kind"] == "source":
+        if self.nodes[number]["kind"] in {"source", "pickled"}:
             self.nodes[number]["remote"] = True
         return number
 
@@ -245,7 +247,7 @@ class Capture:
         own = [sys.modules[name] for name in names if name in sys.modules and not is_installed(name)]
         self.blobs.append(pickle_code(value, own, what, self._sent_by_name))
         self.nodes[number] = {"kind": "pickled", "blob": len(self.blobs) - 1}
-        if isinstance(value, type):
+        if isinstance(value, type | FunctionType):
             self.nodes[number].update(module=value.__module__, qualname=value.__qualname__)
         return number
 

@@ -188,6 +188,8 @@ class Rebuilder:
         made, named = self.unpickle(node["blob"])
         for item in named:
             setattr(self.own_module(item.__module__), item.__name__, item)
+        if node.get("remote"):
+            made.local = made
         return made
 
     def make_cached(self, node: Node) -> Any:

@@ -121,8 +121,9 @@ def read_result(data: bytes, *, use_pickle: bool) -> Any:
         return _json(body)
     try:
         return pickle.loads(body)  # noqa: S301 - only where the user chose it
-    except Exception as error:
-        raise FunctionSerializationError(f"the result cannot be unpickled here: {error}") from error
+    except (Exception, SystemExit) as error:
+        text = f"{type(error).__name__}: {error}"
+        raise FunctionSerializationError(f"the result cannot be unpickled here: {text}") from error
 
 
 def _failure(report: dict[str, Any]) -> Failure:

@@ -84,10 +84,11 @@ def pickle_value(value: Any, what: str, on_name: Callable[[Any], None]) -> bytes
     Raises:
         FunctionSerializationError: It cannot be pickled, as objects of local classes, locks and generators cannot.
     """
+    from cwsandbox.function import RemoteFunction
 
     class Pickler(pickle.Pickler):
         def reducer_override(self, obj: Any) -> Any:
-            if isinstance(obj, type | FunctionType):
+            if isinstance(obj, type | FunctionType | RemoteFunction):
                 on_name(obj)
             return NotImplemented
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import copy
 import dataclasses
 import enum
 import functools
@@ -11,6 +12,7 @@ import json as js
 import logging
 import math
 import os.path as osp
+import pickle
 import re
 import subprocess
 import sys
@@ -160,6 +162,24 @@ def test_a_remote_function_may_call_itself_and_others(session: Session) -> None:
 
     assert factorial.remote(5).result() == 120
     assert both.remote(3).result() == 12
+
+
+@Session().function()
+def twice_as_much(n: int) -> int:
+    return 2 * n
+
+
+BY_NAME = {"double": twice_as_much}
+
+
+def test_a_remote_function_is_pickled_by_its_name(session: Session) -> None:
+    @session.function(serialization=Serialization.PICKLE)
+    def uses(given: Any, n: int) -> list[int]:
+        return [given.local(n), BY_NAME["double"].local(n + 1)]
+
+    assert uses.remote(twice_as_much, 1).result() == [2, 4]
+    assert pickle.loads(pickle.dumps(twice_as_much)) is twice_as_much is copy.deepcopy(twice_as_much)
+    assert pickle.loads(pickle.dumps(twice_as_much.local))(1) == 2
 
 
 def test_closures_are_rebuilt_with_their_cells(session: Session) -> None:
@@ -464,6 +484,11 @@ with Session() as session:
         return [Thing(Point(3)), helper]
     thing, function = made_there.remote().result()
     assert (type(thing), thing.n, function) == (Thing, Point(3), helper)
+    table = {"add": add}
+    @session.function(serialization=Serialization.PICKLE)
+    def by_name(given) -> list:
+        return [given.local(1), table["add"].local(2)]
+    assert by_name.remote(add).result() == [13, 14]
     print(add.remote(1).result(), square.remote(3).result(), things.remote(Thing(1)).result().n)
 """
 

@@ -221,6 +221,8 @@ def test_a_pickle_that_does_not_load_is_a_serialization_error(home_folder: objec
         remote = session.function(serialization=Serialization.PICKLE)(forge)
         with pytest.raises(FunctionSerializationError, match="unpickled"):
             remote.remote(r"""b'{"ok": true}\n' + b'garbage'""").result()
+        with pytest.raises(FunctionSerializationError, match="SystemExit: 7"):
+            remote.remote(r"""b'{"ok": true}\n' + b'csys\nexit\n(I7\ntR.'""").result()
 
 
 async def test_a_result_that_is_too_large_is_refused(home_folder: object, monkeypatch: pytest.MonkeyPatch) -> None:
