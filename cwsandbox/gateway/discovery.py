@@ -33,7 +33,7 @@ if TYPE_CHECKING:
 
 T = TypeVar("T")
 
-ANY_ORGANIZATION: Final = "-"
+_ANY_ORGANIZATION: Final = "-"
 _PAGE_SIZE: Final = 1000
 
 
@@ -60,8 +60,8 @@ def get_runner(service: Service, organization_id: str, runner_id: str, query: Qu
     Raises:
         StatusError: NOT_FOUND, INVALID_ARGUMENT.
     """
-    if runner_id != service.runner.runner_id or organization_id != ANY_ORGANIZATION:
-        where = "" if organization_id == ANY_ORGANIZATION else f" of an organization {organization_id!r}"
+    if runner_id != service.runner.runner_id or organization_id != _ANY_ORGANIZATION:
+        where = "" if organization_id == _ANY_ORGANIZATION else f" of an organization {organization_id!r}"
         raise error(
             Code.NOT_FOUND,
             f"there is no runner {runner_id!r}{where} here; this gateway has {service.runner.runner_id}",
@@ -147,7 +147,7 @@ def _profile(service: Service, name: str, profile: Profile) -> ProfileSummary:
         runner_id=service.runner.runner_id,
         supported_architectures=(has.architecture,),
         service_exposure_modes=tuple(ServiceExposureMode(name=mode) for mode in service.network.ingress_modes(has)),
-        egress_modes=tuple(EgressMode(name=mode) for mode in service.network.egress_modes(has)),
+        egress_modes=tuple(EgressMode(name=mode) for mode in has.egress_modes),
     )
 
 

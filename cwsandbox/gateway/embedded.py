@@ -16,6 +16,7 @@ import resource
 import signal
 import sqlite3
 from importlib.util import find_spec
+from logging.handlers import RotatingFileHandler
 from pathlib import Path
 from typing import TYPE_CHECKING, Final, Literal
 
@@ -48,7 +49,7 @@ _log = logging.getLogger(__name__)
 
 # A predecessor that was told to end takes at most this long (`Limits.shutdown_seconds` and the server's own).
 _LOCK_SECONDS: Final = 25.0
-# A log file that is larger at the start is set aside.
+# A log file that is larger is set aside, in place of the one before.
 _LOG_BYTES: Final = 4 * 1024 * 1024
 
 
@@ -290,20 +291,18 @@ def _alarm(seconds: float, message: str) -> Iterator[None]:
 
 
 def _raise_descriptor_limit() -> None:
-    """Each command has up to four descriptors here; the soft limit is for programs that still use select()."""
+    """Each command has up to six descriptors here; the soft limit is for programs that still use select()."""
     _soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     with contextlib.suppress(OSError, ValueError):
         resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
 
 
 def _start_logging(path: str) -> None:
-    """Log to a private file, or to stderr."""
+    """Log to a private file of bounded size, or to stderr."""
+    handler: logging.Handler = logging.StreamHandler()
     if path:
-        with contextlib.suppress(FileNotFoundError):
-            if os.stat(path).st_size > _LOG_BYTES:
-                os.replace(path, path + ".1")
         os.close(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600))
-    handler = logging.FileHandler(path, encoding="utf-8") if path else logging.StreamHandler()
+        handler = RotatingFileHandler(path, maxBytes=_LOG_BYTES, backupCount=1, encoding="utf-8")
     handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(name)s: %(message)s"))
     logging.basicConfig(level=logging.INFO, handlers=[handler], force=True)
     # uvicorn tells of every start, end and connection.

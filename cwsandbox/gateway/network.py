@@ -61,10 +61,6 @@ class Network:
         """The ingress modes that sandboxes of this gateway can have."""
         return tuple(mode for mode in capabilities.ingress_modes if mode != PUBLIC or self.public_host)
 
-    def egress_modes(self, capabilities: Capabilities) -> tuple[str, ...]:
-        """The egress modes that sandboxes of this gateway can have; the first is what they get unasked."""
-        return capabilities.egress_modes
-
     def plan(self, spec: SandboxSpec, capabilities: Capabilities) -> BoxNetwork:
         """Return what to ask the runner for.
 
@@ -72,7 +68,7 @@ class Network:
             StatusError: INVALID_ARGUMENT for what contradicts itself, UNIMPLEMENTED for what is not offered here.
         """
         options = spec.network
-        modes = self.egress_modes(capabilities)
+        modes = capabilities.egress_modes
         egress = (options.egress_mode if options is not None else "") or modes[0]
         if egress not in modes:
             raise _missing(f"the egress mode {egress!r}", modes)

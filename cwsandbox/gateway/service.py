@@ -319,9 +319,9 @@ class Service:
 
     # ---------------------------------------------------------------------------------------------- housekeeping
 
-    def sandboxes(self) -> Iterator[LiveSandbox]:
-        """All sandboxes of all principals, oldest first: for the reaper."""
-        return iter(list(self._sandboxes.values()))
+    def sandboxes(self) -> tuple[LiveSandbox, ...]:
+        """All sandboxes of all principals, ended ones included, oldest first."""
+        return tuple(self._sandboxes.values())
 
     def forget(self, sandbox: LiveSandbox) -> None:
         """Drop the record and the log of an ended sandbox."""

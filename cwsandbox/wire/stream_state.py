@@ -178,11 +178,6 @@ class Stream:
         """
         return self._sender(code).consumed
 
-    @property
-    def drained(self) -> bool:
-        """Everything sent was consumed by the peer's user, or the peer closed."""
-        return self.peer_closed or all(flow.consumed == flow.end for flow in self._out)
-
     # Receiving bytes
 
     def consumed(self, count: int, code: int = 0) -> None:

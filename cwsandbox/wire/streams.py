@@ -60,7 +60,7 @@ def _environment(instance: object, attribute: Attribute[Any], value: Mapping[str
 LOG_STAMP_BYTES = 28
 """The length of the time before a line of a log, such as `2026-04-30T12:00:00.123456Z `."""
 
-_seconds = validators.optional(validators.ge(0))
+_not_negative = validators.optional(validators.ge(0))
 _ZERO = Int64(0)
 _path = validators.and_(validators.min_len(1), _no_nul)
 
@@ -113,8 +113,8 @@ class ExecOpen(_Params):
     argv: tuple[str, ...] = field(validator=_command)
     cwd: str | None = field(default=None, validator=validators.optional(_no_nul))
     env: Mapping[str, str] = field(factory=dict, repr=False, validator=_environment)
-    timeout_seconds: float | None = field(default=None, validator=_seconds)
-    wait_seconds: float | None = field(default=None, validator=_seconds)
+    timeout_seconds: float | None = field(default=None, validator=_not_negative)
+    wait_seconds: float | None = field(default=None, validator=_not_negative)
     stdin: bool = False
     terminal: TerminalSize | None = None
     detach: bool = False
@@ -126,8 +126,8 @@ class ReadOpen(_Params):
 
     sandbox_id: str
     path: PosixPath = field(validator=_path)
-    timeout_seconds: float | None = field(default=None, validator=_seconds)
-    wait_seconds: float | None = field(default=None, validator=_seconds)
+    timeout_seconds: float | None = field(default=None, validator=_not_negative)
+    wait_seconds: float | None = field(default=None, validator=_not_negative)
 
 
 @frozen(kw_only=True)
@@ -140,9 +140,9 @@ class WriteOpen(_Params):
 
     sandbox_id: str
     path: PosixPath = field(validator=_path)
-    size: int | None = field(default=None, validator=_seconds)
-    timeout_seconds: float | None = field(default=None, validator=_seconds)
-    wait_seconds: float | None = field(default=None, validator=_seconds)
+    size: int | None = field(default=None, validator=_not_negative)
+    timeout_seconds: float | None = field(default=None, validator=_not_negative)
+    wait_seconds: float | None = field(default=None, validator=_not_negative)
 
 
 class FileAction(enum.Enum):
@@ -202,8 +202,8 @@ class FilesOpen(_Params):
     exist_ok: bool = False
     recursive: bool = False
     totals: bool = False
-    timeout_seconds: float | None = field(default=None, validator=_seconds)
-    wait_seconds: float | None = field(default=None, validator=_seconds)
+    timeout_seconds: float | None = field(default=None, validator=_not_negative)
+    wait_seconds: float | None = field(default=None, validator=_not_negative)
 
     def __attrs_post_init__(self) -> None:
         for action, name in ((FileAction.MOVE, "target"), (FileAction.GLOB, "pattern")):
@@ -241,13 +241,13 @@ class LogsOpen(_Params):
 
     sandbox_id: str
     follow: bool = False
-    tail_lines: int | None = field(default=None, validator=_seconds)
+    tail_lines: int | None = field(default=None, validator=_not_negative)
     since_time: datetime | None = None
     timestamps: bool = False
-    position: int | None = field(default=None, validator=validators.optional(validators.ge(0)))
+    position: int | None = field(default=None, validator=_not_negative)
     stamp_bytes: int = field(default=0, validator=[validators.ge(0), validators.le(LOG_STAMP_BYTES)])
-    timeout_seconds: float | None = field(default=None, validator=_seconds)
-    wait_seconds: float | None = field(default=None, validator=_seconds)
+    timeout_seconds: float | None = field(default=None, validator=_not_negative)
+    wait_seconds: float | None = field(default=None, validator=_not_negative)
 
 
 @frozen(kw_only=True)
