@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import Any
+from dataclasses import Field, dataclass, field
+from typing import Any, ClassVar
 
 from cwsandbox._running import RunningCommand
 from cwsandbox._runtime.readers import ChunkReader, LineReader, StreamReader
@@ -11,6 +12,18 @@ from cwsandbox._stdin import StreamWriter
 from cwsandbox._text import short_repr
 
 __all__ = ["Process", "ProcessResult", "StreamReader", "StreamWriter"]
+
+
+@dataclass
+class _Fields:
+    """`ProcessResult` as the published SDK has it, where all fields are there from the beginning."""
+
+    stdout: str
+    stderr: str
+    returncode: int
+    stdout_bytes: bytes = b""
+    stderr_bytes: bytes = b""
+    command: list[str] = field(default_factory=list)
 
 
 class ProcessResult:  # noqa: PLW1641 - mutable, so not hashable
@@ -24,6 +37,10 @@ class ProcessResult:  # noqa: PLW1641 - mutable, so not hashable
         returncode: The exit code: 126 not executable, 127 not found, 128 + N for signal N.
         command: The caller's argument vector.
     """
+
+    # For `dataclasses.asdict`, `replace` and `match`. A field of a dataclass cannot be made late and have a docstring.
+    __dataclass_fields__: ClassVar[dict[str, Field[Any]]] = _Fields.__dataclass_fields__
+    __match_args__ = ("stdout", "stderr", "returncode", "stdout_bytes", "stderr_bytes", "command")
 
     def __init__(  # noqa: PLR0917 - the published order of fields
         self,
@@ -125,14 +142,13 @@ class ProcessResult:  # noqa: PLW1641 - mutable, so not hashable
         return f"ProcessResult(returncode={self.returncode}, {shown}, command={short_repr(self.command)})"
 
     def __getstate__(self) -> dict[str, Any]:
-        names = ("stdout", "stderr", "returncode", "stdout_bytes", "stderr_bytes", "command")
-        return dict(zip(names, self._fields(), strict=True))
+        return dict(zip(self.__match_args__, self._fields(), strict=True))
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         ProcessResult.__init__(self, **state)
 
     def _fields(self) -> tuple[Any, ...]:
-        return (self.stdout, self.stderr, self.returncode, self.stdout_bytes, self.stderr_bytes, self.command)
+        return tuple(getattr(self, name) for name in self.__match_args__)
 
 
 class Process(RunningCommand[ProcessResult]):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import concurrent.futures
 import copy
+import dataclasses
 import pickle
 import threading
 from typing import TYPE_CHECKING
@@ -233,3 +234,21 @@ def test_what_lives_in_this_process_cannot_be_sent_or_copied(sb: Sandbox, pack: 
     for handle in (sb, cwsandbox.Session(), sb.exec(["true"]), OperationRef.completed(1)):
         with pytest.raises(TypeError, match=r"in (its|their) process"):
             pack(handle)
+
+
+def test_a_result_can_be_handled_as_the_dataclass_that_it_was(sb: Sandbox) -> None:
+    result = sb.exec(["sh", "-c", "echo out; echo err >&2; exit 3"]).result()
+    assert dataclasses.asdict(result) == {
+        "stdout": "out\n",
+        "stderr": "err\n",
+        "returncode": 3,
+        "stdout_bytes": b"out\n",
+        "stderr_bytes": b"err\n",
+        "command": ["sh", "-c", "echo out; echo err >&2; exit 3"],
+    }
+    assert dataclasses.replace(result, returncode=0).returncode == 0
+    match result:
+        case ProcessResult(out, err, returncode=3):
+            assert (out, err) == ("out\n", "err\n")
+        case _:
+            pytest.fail("not matched")
