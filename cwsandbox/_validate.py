@@ -188,14 +188,20 @@ def check_tail_lines(value: int | None) -> int | None:
 
 
 def check_since_time(value: datetime | None) -> datetime | None:
-    """A moment, or None; a naive one is taken as UTC.
+    """A moment in UTC, or None; a naive one is taken as UTC.
 
     Raises:
         TypeError: Not a datetime.
+        ValueError: In UTC it is before the year 1 or after the year 9999.
     """
-    if value is not None and not isinstance(value, datetime):
+    if value is None:
+        return None
+    if not isinstance(value, datetime):
         raise TypeError(f"since_time must be a datetime, not {type(value).__name__}")
-    return value.replace(tzinfo=UTC) if value is not None and value.tzinfo is None else value
+    try:
+        return value.replace(tzinfo=UTC) if value.tzinfo is None else value.astimezone(UTC)
+    except OverflowError:
+        raise ValueError(f"since_time is no date in UTC: {value.isoformat()}") from None
 
 
 def check_terminal_side(value: int, name: str) -> int:

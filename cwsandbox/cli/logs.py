@@ -10,6 +10,7 @@ import click
 
 from cwsandbox.cli.parameters import output_option, sandbox_argument
 from cwsandbox.cli.running import Interrupted, run_in_session
+from cwsandbox.status import SandboxStatus
 
 if TYPE_CHECKING:
     from cwsandbox.session import Session
@@ -50,8 +51,9 @@ def logs(sandbox_id: str, follow: bool, tail: int | None, since: datetime | None
         from cwsandbox.cli.streams import STDOUT, Output
 
         sandbox = await session.from_id(sandbox_id, adopt=False)
-        # One that has ended has all of its log: there is nothing to follow, and no reason to refuse.
-        ended = sandbox.status is not None and sandbox.status.is_terminal
+        # One that has ended has all of its log: there is nothing to follow, and no reason to refuse. The SDK refuses to
+        # follow one that is about to, too.
+        ended = sandbox.status is SandboxStatus.TERMINATING or (sandbox.status and sandbox.status.is_terminal)
         reader = sandbox.stream_logs(
             follow=follow and not ended, tail_lines=tail, since_time=since, timestamps=timestamps or as_json
         )

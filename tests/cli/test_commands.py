@@ -101,6 +101,20 @@ def test_ctrl_c_ends_following_a_log_with_success(home_folder: object) -> None:
     assert cws("rm", "-q", sandbox_id).returncode == 0
 
 
+def test_following_the_log_of_a_sandbox_that_is_being_stopped_prints_it(home_folder: object) -> None:
+    stubborn = "trap 'echo told' TERM; echo up; while :; do sleep 0.1; done"
+    sandbox_id = cws("run", "-d", "sh", "-c", stubborn).stdout.decode().strip()
+    with start("logs", "-f", sandbox_id) as follower:
+        assert follower.stdout is not None
+        assert follower.stdout.readline() == b"up\n"
+        with start("stop", "-q", "--graceful-shutdown-seconds", "1h", sandbox_id):
+            assert follower.stdout.readline() == b"told\n"
+            done = cws("logs", "-f", sandbox_id)
+            assert (done.returncode, done.stdout, done.stderr) == (0, b"up\ntold\n", b"")
+            assert cws("rm", "-q", sandbox_id).returncode == 0
+        assert follower.wait(SECONDS) == 0
+
+
 def test_no_stdin_keeps_the_input_for_the_caller(kept: str) -> None:
     script = 'read -r first; "$@"; cat'
     done = subprocess.run(

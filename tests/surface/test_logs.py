@@ -5,7 +5,7 @@ from __future__ import annotations
 import shutil
 import tempfile
 import threading
-from datetime import UTC, datetime, timedelta
+from datetime import UTC, datetime, timedelta, timezone
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -126,6 +126,8 @@ def test_bad_arguments_are_refused_at_the_call() -> None:
         sandbox.stream_logs(tail_lines=1.5)  # type: ignore[arg-type]
     with pytest.raises(TypeError, match="since_time"):
         sandbox.stream_logs(since_time=12)  # type: ignore[arg-type]
+    with pytest.raises(ValueError, match="since_time is no date in UTC"):
+        sandbox.stream_logs(since_time=datetime.min.replace(tzinfo=timezone(timedelta(hours=1))))
     with pytest.raises(ValueError, match="timeout_seconds"):
         sandbox.stream_logs(timeout_seconds=0)
     assert sandbox.status is None
