@@ -5,7 +5,7 @@ from __future__ import annotations
 import ast
 import importlib.util
 import sys
-from functools import cache
+from functools import cache, lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -37,7 +37,7 @@ class ShippedModules:
         """Send this module.
 
         Raises:
-            FunctionSerializationError: It is no Python file.
+            FunctionSerializationError: It is no Python file, or no longer one.
         """
         name = module.__name__
         if name in self._modules or name == "__main__":
@@ -63,9 +63,9 @@ class ShippedModules:
             text = ""
         elif file is not None and file.endswith(".py"):
             try:
-                with open(file, encoding="utf-8") as source:
-                    text = source.read()
-            except (OSError, UnicodeDecodeError) as error:
+                text = importlib.util.decode_source(Path(file).read_bytes())
+                _names_in(text)
+            except (OSError, SyntaxError, ValueError) as error:
                 raise FunctionSerializationError(f"{what} cannot be sent: its file cannot be read: {error}") from error
         else:
             raise FunctionSerializationError(
@@ -93,4 +93,9 @@ def resolved(names: Iterable[str], package: str | None) -> Iterator[str]:
 
 def _imported(text: str, module: ModuleType) -> Iterator[str]:
     """The names of the modules that a text imports, and of the packages that they and it are in."""
-    return resolved({module.__name__, *imported_names(ast.parse(text))}, module.__package__)
+    return resolved({module.__name__, *_names_in(text)}, module.__package__)
+
+
+@lru_cache(maxsize=256)
+def _names_in(text: str) -> frozenset[str]:
+    return frozenset(imported_names(ast.parse(text)))

@@ -331,6 +331,27 @@ def test_modules_of_the_project_are_sent(session: Session, project: Path) -> Non
     assert ourhelpers.STATE == []
 
 
+@pytest.mark.parametrize(
+    "content",
+    [
+        b"\xef\xbb\xbfdef text(): return '\xc3\xa9'\n",
+        b"# -*- coding: latin-1 -*-\ndef text(): return '\xe9'\n",
+        b"def text():\r\n\treturn '\xc3\xa9'\r\n",
+    ],
+    ids=["byte order mark", "latin-1", "CRLF and tabs"],
+)
+def test_modules_are_decoded_as_python_does(session: Session, project: Path, content: bytes) -> None:
+    file = project / "ourtext.py"
+    file.write_bytes(content)
+    import ourtext  # type: ignore[import-not-found]
+
+    uses = session.function()(lambda: ourtext.text() * 2)
+    assert uses.remote().result() == "éé"
+    file.write_text("def text(:\n")
+    with pytest.raises(FunctionSerializationError, match="its file cannot be read: invalid syntax"):
+        uses.remote().result()
+
+
 def test_modules_of_the_project_may_be_imported_inside(session: Session, project: Path) -> None:
     import ourpackage.deep  # noqa: F401 - a module is sent if it is loaded here
 
