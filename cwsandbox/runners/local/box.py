@@ -24,9 +24,9 @@ from cwsandbox.runners.base import (
 )
 from cwsandbox.runners.local import connecting, protocol
 from cwsandbox.runners.local.command import LocalCommand
-from cwsandbox.runners.local.filejob import FinishedFileJob, LocalFileJob, read_info, request_body
+from cwsandbox.runners.local.filejob import FinishedFileJob, LocalFileJob, begin_job, read_info, request_body
 from cwsandbox.runners.local.link import Link, LinkClosedError
-from cwsandbox.runners.local.transfers import FileWriter, InlineFile, OpenFile, is_regular
+from cwsandbox.runners.local.transfers import FileWriter, InlineFile, OpenFile, only_file
 from cwsandbox.runners.local.trees import remove_tree
 from cwsandbox.wire.opening import is_exec_id
 from cwsandbox.wire.streams import FileAction
@@ -50,7 +50,6 @@ _FILE_JOBS = 16
 """File operations that stream at once, as each is a process in the box. Watches, which may last, are not counted."""
 _ERRNO_LIMIT = 4096
 """The kernel's own (MAX_ERRNO)."""
-_MAY_BE_DONE_AT_ONCE = frozenset({FileAction.LIST, FileAction.MOVE, FileAction.REMOVE})
 
 
 class LocalBox:
@@ -169,12 +168,7 @@ class LocalBox:
             BoxGoneError: The box ended.
         """
         reply = await self._ask({"op": "open", "path": _checked_path(path)})
-        if not reply.fds:
-            return InlineFile(reply.payload)
-        if len(reply.fds) != 1 or not is_regular(reply.fds[0]):
-            reply.close_fds()
-            raise self._broken("a file that is none")
-        return OpenFile(reply.fds[0])
+        return OpenFile(only_file(self, reply)) if reply.fds else InlineFile(reply.payload)
 
     async def create_file(self, path: str, *, size: int | None = None) -> FileWriter:
         """Open a file for writing; missing parents are made.
@@ -234,33 +228,11 @@ class LocalBox:
         if slots is not None:
             await slots.acquire()
         try:
-            return await self._begin_file_job(request, slots)
+            return await begin_job(self, request, slots)
         except BaseException:
             if slots is not None:
                 slots.release()
             raise
-
-    async def _begin_file_job(
-        self, request: FilesOpen, slots: anyio.Semaphore | None
-    ) -> FinishedFileJob | LocalFileJob:
-        number = self._link.next_request()
-        try:
-            reply = await self._ask({"op": "file_job", **request_body(request)})
-        except anyio.get_cancelled_exc_class():
-            self._post({"op": "end_file_job", "job": number})
-            raise
-        if request.action in _MAY_BE_DONE_AT_ONCE and not reply.fds:
-            return FinishedFileJob(reply.payload, slots)
-        try:
-            job = LocalFileJob(self, number, reply, slots, has_input=request.action is FileAction.UNPACK)
-        except ValueError:
-            raise self._broken("a file operation without its pipes") from None
-        try:
-            await job.begun()
-        except BaseException:
-            await job.end()
-            raise
-        return job
 
     async def stop(self, grace_seconds: float) -> None:
         """TERM to the main command, wait up to `grace_seconds` for it, KILL everything, remove the box's layer.
@@ -319,6 +291,9 @@ class LocalBox:
     def _post(self, body: dict[str, Any]) -> None:
         self._link.post(body)
 
+    def _next_request(self) -> int:
+        return self._link.next_request()
+
     async def _request(self, body: dict[str, Any], payload: bytes = b"") -> protocol.Message:
         return await self._link.request(body, payload)
 
@@ -348,27 +323,6 @@ class LocalBox:
         if self._commands.get(command.exec_id) is command and command is not self._main:
             del self._commands[command.exec_id]
             self._link.post({"op": "forget", "exec": command.exec_id})
-
-    async def _put_file(self, path: str, content: bytes) -> None:
-        (await self._ask({"op": "put", "path": path}, content)).close_fds()
-
-    async def _begin_file(self, path: str) -> tuple[int, int]:
-        number = self._link.next_request()
-        try:
-            reply = await self._ask({"op": "create", "path": path})
-        except anyio.get_cancelled_exc_class():
-            self._abort_file(number)
-            raise
-        if len(reply.fds) != 1 or not is_regular(reply.fds[0]):
-            reply.close_fds()
-            raise self._broken("a file that is none")
-        return number, reply.fds[0]
-
-    async def _commit_file(self, number: int) -> None:
-        (await self._ask({"op": "commit", "file": number})).close_fds()
-
-    def _abort_file(self, number: int) -> None:
-        self._link.post({"op": "abort", "file": number})
 
     def _why_gone(self) -> str:
         if self._fatal:

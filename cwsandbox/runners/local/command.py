@@ -12,7 +12,7 @@ import anyio.lowlevel
 from cwsandbox.runners.base import BoxGoneError, ExitStatus, TerminalSize
 from cwsandbox.runners.local.journal import Journal, is_journal
 from cwsandbox.runners.local.link import LinkClosedError
-from cwsandbox.runners.local.pipes import adopt_pipe
+from cwsandbox.runners.local.pipes import adopt_pipes
 from cwsandbox.runners.local.protocol import ProtocolError
 from cwsandbox.runners.local.streams import InputStream, OutputStream, TerminalOutput
 
@@ -205,16 +205,14 @@ def _descriptors(message: protocol.Message) -> dict[str, int]:
             fine = is_journal(fd)
         if not fine:
             raise ProtocolError(f"a command whose {name} is none")
-    ours: dict[str, int] = {}
-    try:
-        for name, flags in pipes.items():
-            ours[name] = adopt_pipe(fds[name], flags)
-        if terminal:
+    ours = dict(zip(pipes, adopt_pipes((fds[name], flags) for name, flags in pipes.items()), strict=True))
+    if terminal:
+        try:
             ours["stdin"] = os.dup(fds["stdout"])
-    except OSError:
-        for fd in ours.values():
-            os.close(fd)
-        raise
+        except OSError:
+            for fd in ours.values():
+                os.close(fd)
+            raise
     for name in pipes:
         os.close(fds[name])
     return fds | ours

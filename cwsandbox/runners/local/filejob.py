@@ -11,10 +11,10 @@ from typing import TYPE_CHECKING, Any
 import anyio
 import anyio.lowlevel
 
-from cwsandbox.runners.local.pipes import PipeSink, PipeSource, adopt_pipe
+from cwsandbox.runners.local.pipes import PipeSink, PipeSource, adopt_pipes
 from cwsandbox.runners.local.transfers import InlineFile
 from cwsandbox.wire.codec import Int64
-from cwsandbox.wire.streams import FileInfo
+from cwsandbox.wire.streams import FileAction, FileInfo
 
 if TYPE_CHECKING:
     from cwsandbox.runners.local import protocol
@@ -23,6 +23,7 @@ if TYPE_CHECKING:
 
 _STATUS_BYTES = 32 * 1024
 _END_SECONDS = 5.0
+_MAY_BE_DONE_AT_ONCE = frozenset({FileAction.LIST, FileAction.MOVE, FileAction.REMOVE})
 _ENDS = (os.O_RDONLY, os.O_RDONLY, os.O_WRONLY)
 
 
@@ -53,6 +54,34 @@ def read_info(found: object) -> FileInfo | None:
     if not (0 <= mode < 2**32 and 0 <= size < 2**63 and -(2**63) <= mtime_ns < 2**63):
         return None
     return FileInfo(mode=mode, size=Int64(size), mtime_ns=Int64(mtime_ns))
+
+
+async def begin_job(box: LocalBox, request: FilesOpen, slots: anyio.Semaphore | None) -> FinishedFileJob | LocalFileJob:
+    """Begin an action that streams. If cancelled, nothing is left running.
+
+    Args:
+        box: Where.
+        request: What.
+        slots: Released when it has ended; by the caller if it has not begun.
+    """
+    number = box._next_request()
+    try:
+        reply = await box._ask({"op": "file_job", **request_body(request)})
+    except anyio.get_cancelled_exc_class():
+        box._post({"op": "end_file_job", "job": number})
+        raise
+    if request.action in _MAY_BE_DONE_AT_ONCE and not reply.fds:
+        return FinishedFileJob(reply.payload, slots)
+    try:
+        job = LocalFileJob(box, number, reply, slots, has_input=request.action is FileAction.UNPACK)
+    except ValueError:
+        raise box._broken("a file operation without its pipes") from None
+    try:
+        await job.begun()
+    except BaseException:
+        await job.end()
+        raise
+    return job
 
 
 class FinishedFileJob:
@@ -111,7 +140,7 @@ class LocalFileJob:
         self._number = number
         self._slots = slots
         try:
-            ours = [adopt_pipe(fd, flags) for fd, flags in zip(fds, _ENDS, strict=False)]
+            ours = adopt_pipes(zip(fds, _ENDS, strict=False))
         finally:
             reply.close_fds()
         self._output, self._status = PipeSource(ours[0]), PipeSource(ours[1])

@@ -5,21 +5,36 @@ from __future__ import annotations
 import contextlib
 import fcntl
 import os
+from typing import TYPE_CHECKING
 
 import anyio
 import anyio.lowlevel
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
 
 LARGE_PIPE_BYTES = 1024 * 1024
 _BUSY_AFTER_BYTES = 1024 * 1024
 
 
-def adopt_pipe(fd: int, flags: int) -> int:
-    """Open the pipe behind `fd` anew, for this side alone.
+def adopt_pipes(pipes: Iterable[tuple[int, int]]) -> list[int]:
+    """Open the pipes behind some descriptors anew, each with its flags, for this side alone.
 
     A passed descriptor shares its flags with the agent's copy; one that the agent could make blocking has no place on
     the event loop.
+
+    Raises:
+        OSError: One cannot be opened; then none is.
     """
-    return os.open(f"/proc/self/fd/{fd}", flags | os.O_NONBLOCK | os.O_CLOEXEC)
+    ours: list[int] = []
+    try:
+        for fd, flags in pipes:
+            ours.append(os.open(f"/proc/self/fd/{fd}", flags | os.O_NONBLOCK | os.O_CLOEXEC))
+    except OSError:
+        for fd in ours:
+            os.close(fd)
+        raise
+    return ours
 
 
 class End:

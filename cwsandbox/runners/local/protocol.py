@@ -39,7 +39,7 @@ class ProtocolError(Exception):
 
 
 class DescriptorsLostError(ProtocolError):
-    """A message's descriptors did not all arrive: this process has no room for them, or there were too many.
+    """A message's descriptors did not all arrive: this process has no room for them.
 
     The message as such arrived: `body` says what it was about.
     """
@@ -114,7 +114,8 @@ def receive(connection: socket.socket, *, large: bool) -> Message | None:
         return None
     held = list(fds)
     try:
-        if flags & socket.MSG_TRUNC:
+        # As many as there was space for: more were sent than ever are, and it is not for a lack of room here.
+        if flags & socket.MSG_TRUNC or (flags & socket.MSG_CTRUNC and len(held) == MAX_DESCRIPTORS):
             raise ProtocolError("a message was cut off")  # noqa: TRY301
         if flags & socket.MSG_CTRUNC:
             raise DescriptorsLostError(_decode(data)[0])  # noqa: TRY301

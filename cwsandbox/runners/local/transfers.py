@@ -18,13 +18,21 @@ from cwsandbox.runners.local.protocol import INLINE_FILE_BYTES
 
 if TYPE_CHECKING:
     from cwsandbox.runners.local.box import LocalBox
+    from cwsandbox.runners.local.protocol import Message
 
 _CHUNK_BYTES = 1024 * 1024
 
 
-def is_regular(fd: int) -> bool:
-    """Is this a descriptor on which reads and writes always come to an end?"""
-    return stat.S_ISREG(os.fstat(fd).st_mode)
+def only_file(box: LocalBox, reply: Message) -> int:
+    """The descriptor that came with a reply, if it is one on which reads and writes always come to an end.
+
+    Raises:
+        BoxGoneError: It is not; the box ends.
+    """
+    if len(reply.fds) != 1 or not stat.S_ISREG(os.fstat(reply.fds[0]).st_mode):
+        reply.close_fds()
+        raise box._broken("a file that is none")
+    return reply.fds[0]
 
 
 class InlineFile:
@@ -132,7 +140,13 @@ class FileWriter:
 
     async def open(self) -> None:
         """Have the agent make the file under a temporary name, and take its descriptor."""
-        self._number, self._fd = await self._box._begin_file(self._path)
+        number = self._box._next_request()
+        try:
+            reply = await self._box._ask({"op": "create", "path": self._path})
+        except anyio.get_cancelled_exc_class():
+            self._box._post({"op": "abort", "file": number})
+            raise
+        self._fd, self._number = only_file(self._box, reply), number
 
     async def _flush(self) -> None:
         data, self._buffer = self._buffer, bytearray()
@@ -148,11 +162,12 @@ class FileWriter:
         if self._done:
             raise anyio.ClosedResourceError
         if self._fd < 0:
-            await self._box._put_file(self._path, bytes(self._buffer))
+            reply = await self._box._ask({"op": "put", "path": self._path}, bytes(self._buffer))
         else:
             await self._flush()
-            await self._box._commit_file(self._number)
+            reply = await self._box._ask({"op": "commit", "file": self._number})
             self._number = 0
+        reply.close_fds()
         await self.aclose()
 
     async def aclose(self) -> None:
@@ -162,7 +177,7 @@ class FileWriter:
             fd, self._fd = self._fd, -1
             os.close(fd)
             if self._number:
-                self._box._abort_file(self._number)
+                self._box._post({"op": "abort", "file": self._number})
 
 
 def _write_all(fd: int, data: bytearray) -> None:
