@@ -153,11 +153,12 @@ class CommandOperation(StreamOperation, abc.ABC, Generic[R]):
         self._send_input()
 
     async def _run(self) -> R:
+        sandbox, process = self._sandbox, self._process
+        sandbox_id = await sandbox.ensure_started()
+        # Loaded by now, in a thread.
         from cwsandbox.wire.channel import StreamKind
         from cwsandbox.wire.streams import ExecOpen
 
-        sandbox, process = self._sandbox, self._process
-        sandbox_id = await sandbox.ensure_started()
         terminal = self._terminal()
         params = ExecOpen(
             sandbox_id=sandbox_id,
