@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 from attrs import field, frozen
 
 from cwsandbox._validate import check_command, check_environment, check_seconds, check_strings, check_text
-from cwsandbox.options import ResourceOptions, merge_secrets, network_options, resource_options
+from cwsandbox.options import MAX_PORT, ResourceOptions, merge_secrets, network_options, resource_options
 
 if TYPE_CHECKING:
     from cwsandbox.defaults import SandboxDefaults
@@ -20,7 +20,6 @@ if TYPE_CHECKING:
 
 __all__ = ["SandboxRequest"]
 
-_MAX_PORT = 65535
 _PROTOCOLS = ("TCP", "UDP", "SCTP")
 
 
@@ -237,8 +236,8 @@ def _port(entry: Mapping[str, Any], index: int) -> tuple[int, str, str]:
     where = f"ports[{index}]"
     _keys(entry, {"container_port", "name", "protocol"}, where)
     number = _whole(entry.get("container_port"), f"{where}: container_port")
-    if number is None or not 1 <= number <= _MAX_PORT:
-        raise ValueError(f"{where}: container_port must be from 1 to {_MAX_PORT}, not {number!r}")
+    if number is None or not 1 <= number <= MAX_PORT:
+        raise ValueError(f"{where}: container_port must be from 1 to {MAX_PORT}, not {number!r}")
     name = check_text(entry.get("name") or "", f"{where}: name")
     protocol = check_text(entry.get("protocol") or "TCP", f"{where}: protocol")
     if protocol.upper() not in _PROTOCOLS:

@@ -6,7 +6,7 @@ Everything is checked where it is made, so that a mistake shows at its own line 
 from __future__ import annotations
 
 import enum
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -22,6 +22,8 @@ __all__ = [
     "network_options",
     "resource_options",
 ]
+
+MAX_PORT = 65535
 
 
 class Serialization(enum.StrEnum):
@@ -104,13 +106,32 @@ def network_options(value: NetworkOptions | Mapping[str, Any] | None) -> Network
     """`value` as NetworkOptions; a mapping is taken as its keywords.
 
     Raises:
-        TypeError: Another type, or an unknown key.
+        TypeError: Another type, an unknown key, a mode that is no str, ports that are no whole numbers.
+        ValueError: A number that is no port.
     """
-    if value is None or isinstance(value, NetworkOptions):
-        return value
     if isinstance(value, Mapping):
-        return NetworkOptions(**value)
-    raise TypeError(f"network must be NetworkOptions or a dict of its fields, not {type(value).__name__}")
+        value = NetworkOptions(**value)
+    if value is None:
+        return None
+    if not isinstance(value, NetworkOptions):
+        raise TypeError(f"network must be NetworkOptions or a dict of its fields, not {type(value).__name__}")
+    for name in ("ingress_mode", "egress_mode"):
+        mode = getattr(value, name)
+        if mode is not None and not isinstance(mode, str):
+            raise TypeError(f"{name} must be a str, not {type(mode).__name__}")
+    if value.exposed_ports is not None:
+        _check_ports(value.exposed_ports)
+    return value
+
+
+def _check_ports(ports: Any) -> None:
+    if not isinstance(ports, Collection) or isinstance(ports, str | bytes):
+        raise TypeError(f"exposed_ports must be a list of port numbers, not {type(ports).__name__}")
+    for port in ports:
+        if isinstance(port, bool) or not isinstance(port, int):
+            raise TypeError(f"exposed_ports must be whole numbers, not {port!r}")
+        if not 1 <= port <= MAX_PORT:
+            raise ValueError(f"exposed_ports must be from 1 to {MAX_PORT}, not {port}")
 
 
 def merge_secrets(

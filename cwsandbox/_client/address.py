@@ -5,6 +5,7 @@ from __future__ import annotations
 import enum
 import ipaddress
 import os
+import re
 from typing import TYPE_CHECKING
 from urllib.parse import SplitResult, unquote, urlsplit
 
@@ -118,7 +119,10 @@ def parse_address(url: str) -> Address:
         raise TypeError(f"the base URL must be a str, not {type(url).__name__}")
     if url == "local":
         return EMBEDDED
-    parts = urlsplit(url)
+    try:
+        parts = urlsplit(url)
+    except ValueError as error:  # The URL, which may hold a secret, is in neither.
+        raise ValueError(f"the base URL cannot be read: {error}") from None
     if parts.username is not None or parts.password is not None:
         # The URL is not repeated in the message: it holds a secret.
         raise ValueError(f"the base URL must not carry credentials; set {API_KEY_VARIABLE} instead")
@@ -145,7 +149,7 @@ def _unix_address(url: str, parts: SplitResult) -> Address:
 
 
 def _http_address(url: str, parts: SplitResult) -> Address:
-    if not parts.hostname:
+    if not parts.hostname or re.search(r"\s", parts.hostname):
         raise ValueError(f"the base URL has no host: {url!r}")
     if parts.path not in {"", "/"}:
         raise ValueError(f"the base URL must not have a path: {url!r}")

@@ -9,10 +9,10 @@ from __future__ import annotations
 import logging
 import os
 import re
-from collections.abc import Callable, Hashable
+from collections.abc import Callable, Hashable, Mapping
 from dataclasses import dataclass
 from functools import partial
-from typing import TYPE_CHECKING, TypeAlias
+from typing import TypeAlias
 
 import anyio
 import anyio.to_thread
@@ -20,9 +20,6 @@ from attrs import Factory, field, frozen
 
 from cwsandbox._client.address import API_KEY_VARIABLE
 from cwsandbox.exceptions import CWSandboxAuthenticationError
-
-if TYPE_CHECKING:
-    from collections.abc import Mapping
 
 _logger = logging.getLogger("cwsandbox")
 _NETRC_MACHINE = "api.wandb.ai"
@@ -49,6 +46,8 @@ class AuthHeaders:
     strategy: str
 
     def __post_init__(self) -> None:
+        if not isinstance(self.headers, Mapping):
+            raise TypeError(f"headers must be a dict, not {type(self.headers).__name__}")
         given: list[tuple[object, object]] = [*self.headers.items()]
         for name, value in given:
             if not isinstance(name, str) or not isinstance(value, str):
@@ -126,8 +125,15 @@ def set_auth_mode(name: str, get_auth: Callable[[], AuthHeaders]) -> None:
         get_auth: Called in a worker thread when a sandbox first needs its gateway, for each `Sandbox.list`, `from_id`
             and `delete`, and when a gateway no longer accepts what it returned. What it raises reaches the caller as it
             is.
+
+    Raises:
+        TypeError: `get_auth` cannot be called, or `name` is no str.
     """
     global _mode
+    if not isinstance(name, str):
+        raise TypeError(f"name must be a str, not {type(name).__name__}")
+    if not callable(get_auth):
+        raise TypeError(f"get_auth must be a function that returns AuthHeaders, not {type(get_auth).__name__}")
     _mode = _AuthMode(name, get_auth)
 
 

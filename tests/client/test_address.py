@@ -65,6 +65,7 @@ def test_the_first_that_is_set_counts(
         "unix:///a%00b",
         "Local",
         "http://[::1",
+        "http:// a",
     ],
 )
 def test_what_is_no_address_is_a_value_error(url: str) -> None:

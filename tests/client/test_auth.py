@@ -110,3 +110,11 @@ def test_what_a_mode_raises_is_passed_on() -> None:
     set_auth_mode("vault", fail)
     with pytest.raises(LookupError, match="vault"):
         resolve_auth(env=KEY)
+
+
+def test_what_is_no_mode_and_no_headers_is_a_type_error() -> None:
+    for name, get_auth in ((None, dict), ("mode", None)):
+        with pytest.raises(TypeError):
+            set_auth_mode(name, get_auth)  # type: ignore[arg-type]
+    with pytest.raises(TypeError, match="headers must be a dict, not list"):
+        AuthHeaders(["a"], "mode")  # type: ignore[arg-type]

@@ -31,10 +31,27 @@ def test_network_options() -> None:
         options.egress_mode = "isolated"  # type: ignore[misc]
 
 
-@pytest.mark.parametrize("wrong", [{"colour": "red"}, "public", 5, ["public"]])
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        {"colour": "red"},
+        "public",
+        5,
+        ["public"],
+        {"egress_mode": 1},
+        NetworkOptions(exposed_ports=("80",)),  # type: ignore[arg-type]
+        NetworkOptions(exposed_ports=80),  # type: ignore[arg-type]
+        NetworkOptions(exposed_ports="80"),  # type: ignore[arg-type]
+    ],
+)
 def test_a_wrong_network_is_a_type_error(wrong: Any) -> None:
     with pytest.raises(TypeError):
         Sandbox(network=wrong)
+
+
+def test_a_number_that_is_no_port_is_a_value_error() -> None:
+    with pytest.raises(ValueError, match="from 1 to 65535, not 0"):
+        Sandbox(network=NetworkOptions(exposed_ports=(80, 0)))
 
 
 def test_secret() -> None:
