@@ -45,7 +45,7 @@ class ShippedModules:
         text = self._put(module, what)
         for other in _imported(text, module):
             if other.partition(".")[0] == "cwsandbox" and other in sys.modules:
-                self._modules[other] = {"text": _stand_in(), "file": other, "package": True, "if_missing": True}
+                self._modules[other] = {"text": _stand_in(other), "file": other, "package": True, "if_missing": True}
             elif other in sys.modules and not is_installed(other):
                 self.add(sys.modules[other], f"{other}, imported by {name},")
 
@@ -77,8 +77,9 @@ class ShippedModules:
 
 
 @cache
-def _stand_in() -> str:
-    return Path(__file__).with_name("standin.py").read_text(encoding="utf-8")
+def _stand_in(name: str) -> str:
+    text = Path(__file__).with_name("standin.py").read_text(encoding="utf-8")
+    return f"{text}\n\n__all__ = {list(getattr(sys.modules[name], '__all__', ()))}  # for `import *`\n"
 
 
 def resolved(names: Iterable[str], package: str | None) -> Iterator[str]:

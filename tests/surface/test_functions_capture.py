@@ -409,8 +409,9 @@ def test_a_package_run_as_a_program(home_folder: object, project: Path) -> None:
 
 OURTASKS = """
 from cwsandbox import SandboxDefaults, SandboxError, Serialization, Session, results
-from cwsandbox.exceptions import FunctionError
+from cwsandbox.exceptions import *
 
+class OurFunctionError(FunctionError): pass
 def wrapped(function):
     @functools.wraps(function)
     def wrapper(*args): return ["wrapped", function(*args)]
