@@ -98,7 +98,7 @@ def from_json(text: str) -> Record:
         for name in _TIMES:
             body[name] = datetime.fromisoformat(body[name]) if body[name] is not None else None
         return Record(**body)
-    except (KeyError, TypeError) as problem:
+    except (AttributeError, KeyError, TypeError) as problem:
         raise ValueError("a stored record has another form") from problem
 
 

@@ -10,5 +10,5 @@ Nothing in here awaits, sleeps or opens anything, except that `packing` and `unp
 - `quantity`: Kubernetes quantities.
 - `folderstream`, `packing`, `unpacking`: how a folder travels, how it is read, and how it is made. Standard library
   only: agents use them.
-- `signals`: signal names as the channel spells them.
+- `signals`: signal names as the channel spells them, and the queue of those that were sent.
 """

@@ -169,7 +169,7 @@ def _on_adjust(channel: Channel, frame: Frame, events: list[Event]) -> None:
     if stream is None:
         return
     if frame.code == SIGNALS_CODE and channel.role is Role.CLIENT:
-        stream._acknowledge_signals(frame.offset)
+        stream._signals.acknowledge(frame.offset)
         return
     if len(frame.payload) != 8:
         raise ProtocolError("a WINDOW_ADJUST without its limit")

@@ -11,14 +11,12 @@ before; CLOSE last.
 from __future__ import annotations
 
 import json
-from collections import deque
 from typing import TYPE_CHECKING, Any, Protocol
 
-from cwsandbox.wire.errors import ProtocolError
 from cwsandbox.wire.flow import ReceiveFlow, SendFlow
 from cwsandbox.wire.frames import FRAME_BYTES, WINDOW_BYTES, FrameType, MessageBuilder, dump_json
 from cwsandbox.wire.opening import Attach, Role, StreamKind, by_code
-from cwsandbox.wire.signals import is_signal_name
+from cwsandbox.wire.signals import SignalQueue, is_signal_name
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -94,9 +92,7 @@ class Stream:
         self._result: tuple[FrameType, bytes] | None = None
         self._result_sent = False
         self._close_sent = False
-        self._signals: deque[str] = deque()
-        self._signals_base = 0
-        self._signals_sent = 0
+        self._signals = SignalQueue()
         self._signals_received = 0
         self._signals_ack_due = False
         self._size: tuple[int, int] | None = None
@@ -261,10 +257,9 @@ class Stream:
         self._must_be(Role.CLIENT)
         if not is_signal_name(name):
             raise ValueError(f"no signal is called {name!r}")
-        if self._deaf or name in list(self._signals)[self._signals_sent - self._signals_base :]:
-            return
-        self._signals.append(name)
-        self._wake()
+        if not self._deaf:
+            self._signals.put(name)
+            self._wake()
 
     def window_change(self, columns: int, rows: int) -> None:
         """Client: tell the terminal's new size, in characters.
@@ -328,7 +323,7 @@ class Stream:
             return False
         if self._may_adjust and (self._signals_ack_due or any(flow.adjust_due for flow in self._in)):
             return True
-        if self._size_due or self._signals_sent < self._signals_base + len(self._signals):
+        if self._size_due or self._signals.due:
             return True
         ends = (self._result is not None and not self._result_sent) or any(f.eof and not f.eof_sent for f in self._out)
         return ends or self._data_due
@@ -385,11 +380,9 @@ class Stream:
             message.add(FrameType.WINDOW_ADJUST, self.id, code=SIGNALS_CODE, offset=self._signals_received)
 
     def _write_requests(self, message: MessageBuilder) -> None:
-        end = self._signals_base + len(self._signals)
-        while self._signals_sent < end:
-            name = self._signals[self._signals_sent - self._signals_base]
-            self._signals_sent += 1
-            message.add(FrameType.SIGNAL, self.id, offset=self._signals_sent, payload=name.encode())
+        while self._signals.due:
+            number, name = self._signals.take()
+            message.add(FrameType.SIGNAL, self.id, offset=number, payload=name.encode())
         if self._size_due and self._size is not None:
             self._size_due = False
             columns, rows = self._size
@@ -435,14 +428,6 @@ class Stream:
         for flow in self._out:
             flow.discard()
 
-    def _acknowledge_signals(self, count: int) -> None:
-        if count > self._signals_base + len(self._signals):
-            raise ProtocolError("a signal acknowledged that was never sent")
-        while self._signals_base < count:
-            self._signals.popleft()
-            self._signals_base += 1
-        self._signals_sent = max(self._signals_sent, self._signals_base)
-
     # Internals: changing connections, for the channel
 
     def _detach(self) -> None:
@@ -459,7 +444,7 @@ class Stream:
         if self._heard or self.closing:
             received = tuple(flow.received for flow in self._in)
             consumed = tuple(flow.consumed for flow in self._in)
-            document["attach"] = Attach(received, consumed, self.confirmed, self._signals_base).to_json()
+            document["attach"] = Attach(received, consumed, self.confirmed, self._signals.acknowledged).to_json()
             for flow in self._in:
                 flow.grant()
         else:
@@ -474,8 +459,8 @@ class Stream:
             flow.rewind(received[code])
             if flow.acknowledge(consumed[code], consumed[code] + WINDOW_BYTES):
                 grown.append(code)
-        self._acknowledge_signals(signals)
-        self._signals_sent = self._signals_base
+        self._signals.acknowledge(signals)
+        self._signals.rewind()
         self._size_due = self._size is not None
         self._held = False
         self._heard = True
