@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import re
 import shutil
-import socket
 import stat
 import subprocess
 import sys
@@ -15,6 +14,7 @@ from pathlib import Path
 import pytest
 
 from tests.support.leftovers import shut_down_and_look
+from tests.support.ports import free_port
 
 PAGE = Path(__file__).parents[2] / "docs" / "guide" / "cli.md"
 BLOCK = re.compile(r"^```console\n(.*?)^```$", re.MULTILINE | re.DOTALL)
@@ -54,11 +54,6 @@ def pattern(printed: str) -> str:
     return "".join(lines)
 
 
-def free_port() -> str:
-    with socket.create_server(("127.0.0.1", 0)) as listener:
-        return str(listener.getsockname()[1])
-
-
 @pytest.mark.timeout(SECONDS + 20)
 def test_the_command_lines_of_the_guide_print_what_it_says() -> None:
     base = Path(tempfile.mkdtemp(prefix="cws", dir="/tmp"))
@@ -74,7 +69,7 @@ def test_the_command_lines_of_the_guide_print_what_it_says() -> None:
         "PATH": f"{base / 'bin'}:{os.environ['PATH']}",
         "PYTHONPATH": str(PAGE.parents[2]),
     }
-    port, mark = free_port(), "--- step ---"
+    port, mark = str(free_port()), "--- step ---"
     script = "".join(
         f"{{ {line.rstrip()}\n}} </dev/null 2>&1\necho '{mark}'\n".replace(PAGE_PORT, port).replace(
             "sleep 2", LISTENS.format(port=port)

@@ -20,6 +20,7 @@ from cwsandbox.wire.errors import Code
 from cwsandbox.wire.resources import Container, NetworkOptions, SandboxSpec, Service, ServiceProtocol
 from tests.gateway.gatewayprocess import GatewayProcess, SyncChannel
 from tests.support.levels import needs_namespaces
+from tests.support.ports import free_port
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -204,8 +205,7 @@ async def test_a_reader_that_never_reads_stops_the_sender_and_nothing_is_left() 
 
 @pytest.mark.parametrize("isolation", [pytest.param("namespaces", marks=needs_namespaces), "process"])
 def test_a_killed_gateways_successor_serves_the_same_ports(folder: Path, isolation: str) -> None:
-    with socket.create_server(("127.0.0.1", 0)) as probe:
-        port = probe.getsockname()[1]  # Without namespaces it is this machine's.
+    port = free_port()  # Without namespaces it is this machine's.
     command = ["python3", "-uIc", SERVER.replace("PORT", str(port))]
     body = {
         "spec": {

@@ -8,7 +8,6 @@ import json
 import math
 import os
 import signal
-import socket
 import stat
 from typing import TYPE_CHECKING
 
@@ -48,6 +47,7 @@ from tests.runners.support import (
     write_file,
 )
 from tests.support.levels import needs_descriptors, needs_own_ipv6
+from tests.support.ports import free_port
 from tests.support.processes import processes_with
 
 if TYPE_CHECKING:
@@ -690,7 +690,7 @@ class RunnerContract:
         assert len(os.listdir("/proc/self/fd")) <= before
 
     async def test_the_gateway_takes_connections_from_inside(self, box: Box) -> None:
-        port = free_port(box)
+        port = free_port()  # Without namespaces the box's loopback is this machine's.
         listener = await box.listen(port)
         program = (
             "import socket, sys; s = socket.create_connection(('127.0.0.1', int(sys.argv[1])))\n"
@@ -705,7 +705,7 @@ class RunnerContract:
                 assert await read_all(command.stdout) == b"from outside\n"
 
     async def test_listening_again_goes_on_where_it_was(self, box: Box) -> None:
-        port = free_port(box)
+        port = free_port()
         first = await box.listen(port)
         with anyio.move_on_after(0.05):
             await first.accept()
@@ -765,9 +765,3 @@ async def serving(box: Box, bound: str, program: str, *, ends: bool = True) -> A
             if ends:
                 await command.kill()
             command.forget()
-
-
-def free_port(box: Box) -> int:
-    """A port of the box's loopback that nobody has; without namespaces that is this machine's."""
-    with socket.create_server(("127.0.0.1", 0)) as probe:
-        return int(probe.getsockname()[1])

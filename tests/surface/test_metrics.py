@@ -8,6 +8,7 @@ import os
 import subprocess
 import sys
 import threading
+import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -16,6 +17,7 @@ import pytest
 
 from cwsandbox import Sandbox, SandboxExecutionError, SandboxTimeoutError, Session
 from cwsandbox._metrics import Metrics
+from tests.support.processes import GONE_SECONDS, wait_ended
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -35,14 +37,14 @@ def counts(session: Session) -> dict[str, Any]:
     return {name.removeprefix("cwsandbox/"): value for name, value in session.get_metrics().items() if value}
 
 
-def wandb_processes(folder: Path) -> list[str]:
+def wandb_processes(folder: Path) -> list[int]:
     """wandb's own processes that were told of the folder."""
     found = []
     for entry in Path("/proc").glob("[0-9]*"):
         with contextlib.suppress(OSError):
             argv = (entry / "cmdline").read_bytes()
             if b"wandb" in argv and os.fsencode(folder) in (entry / "environ").read_bytes():
-                found.append(argv.replace(b"\0", b" ").decode())
+                found.append(int(entry.name))
     return found
 
 
@@ -108,7 +110,8 @@ def test_s101_to_s105_a_real_run_gets_the_rows(home_folder: Path, tmp_path: Path
     assert rows[0]["cwsandbox/startup_count"] == 1
     assert 0 < rows[0]["cwsandbox/avg_startup_seconds"] < 60
     assert "cwsandbox/startup_count" not in rows[1]
-    assert wandb_processes(tmp_path) == []
+    deadline = time.monotonic() + GONE_SECONDS
+    assert [pid for pid in wandb_processes(tmp_path) if not wait_ended(pid, deadline)] == []
 
 
 @pytest.mark.row("S102", "S106")
