@@ -116,13 +116,7 @@ class Upload(FilesStream):
 
     async def _send_all(self, stream: ClientStream, piece: bytes | None, pieces: Iterator[bytes]) -> None:
         while piece is not None and self._outcome is None:
-            rest = memoryview(piece)
-            while rest.nbytes and self._outcome is None:
-                if room := stream.room():
-                    stream.send(bytes(rest[:room]))
-                    rest = rest[room:]
-                else:
-                    await self._wait_changed()
+            await self._send_bytes(stream, piece)
             if self._progress is not None:
                 self._progress(self._tally.bytes, self._tally.total_bytes)
             piece = await anyio.to_thread.run_sync(next, pieces, None)

@@ -29,6 +29,16 @@ class FileOperation(StreamOperation):
         self.filepath = filepath
         self._timeout_seconds = timeout_seconds
 
+    async def _send_bytes(self, stream: ClientStream, data: bytes) -> None:
+        """Send them at the gateway's pace; not all of them if the stream ends before."""
+        rest = memoryview(data)
+        while rest.nbytes and self._outcome is None:
+            if room := stream.room():
+                stream.send(bytes(rest[:room]))
+                rest = rest[room:]
+            else:
+                await self._wait_changed()
+
     async def _until_done(self, stream: ClientStream) -> None:
         while self._outcome is None:
             await self._wait_changed()
@@ -94,18 +104,9 @@ class WriteFile(FileOperation):
         params = WriteOpen(size=len(self._contents), **self._params(sandbox_id)).to_params()
         stream = await self._open(StreamKind.WRITE, params)
         try:
-            await self._send(stream)
+            await self._send_bytes(stream, self._contents)
+            stream.send_eof()
             await self._until_done(stream)
         except anyio.get_cancelled_exc_class():
             await self._give_up(stream)
             raise
-
-    async def _send(self, stream: ClientStream) -> None:
-        rest = memoryview(self._contents)
-        while rest.nbytes and self._outcome is None:
-            if room := stream.room():
-                stream.send(bytes(rest[:room]))
-                rest = rest[room:]
-            else:
-                await self._wait_changed()
-        stream.send_eof()

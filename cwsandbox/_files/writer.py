@@ -207,13 +207,7 @@ class _WriteFrom(_Writing):
 
     async def _send_piece(self, stream: ClientStream, piece: object) -> bool:
         """False when no more is wanted."""
-        rest = memoryview(check_bytes(piece, "a piece of source"))
-        while rest.nbytes and self._outcome is None:
-            if room := stream.room():
-                stream.send(bytes(rest[:room]))
-                rest = rest[room:]
-            else:
-                await self._wait_changed()
+        await self._send_bytes(stream, check_bytes(piece, "a piece of source"))
         return self._outcome is None
 
 

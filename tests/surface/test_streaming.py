@@ -226,7 +226,7 @@ def test_fix_i_streams_end_when_the_start_fails(gateway: ServedGateway) -> None:
 
 @pytest.mark.row("FIX-I")
 def test_streams_end_on_a_time_out(sb: Sandbox) -> None:
-    process = sb.exec(["sh", "-c", "echo one; sleep 60"], timeout_seconds=0.5)
+    process = sb.exec(["sh", "-c", "echo one; sleep 60"], timeout_seconds=1)
     assert list(process.stdout) == ["one\n"]
     with pytest.raises(SandboxTimeoutError):
         process.result()
