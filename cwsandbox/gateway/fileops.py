@@ -6,13 +6,11 @@ bounded, by the stream's credit.
 
 from __future__ import annotations
 
-from collections import deque
 from typing import TYPE_CHECKING
 
 import anyio
 
-from cwsandbox.gateway.pulse import Pulse
-from cwsandbox.gateway.transfer import Transfer
+from cwsandbox.gateway.transfer import Transfer, Upload
 from cwsandbox.wire.streams import FileAction
 
 if TYPE_CHECKING:
@@ -31,22 +29,18 @@ class FileOperation(Transfer):
     def __init__(self, service: Service, principal: str, stream: Stream, request: FilesOpen) -> None:
         super().__init__(service, principal, stream, request)
         self._action = request
-        self._received: deque[bytes] = deque()
-        self._eof = False
-        self._arrived = Pulse()
+        self._upload = Upload(stream, self.wake)
 
     def on_data(self, data: bytes) -> None:
-        """Queue data; the stream's window bounds the queue."""
-        if self._action.action is not FileAction.UNPACK:
+        """Queue data, if the operation takes any."""
+        if self._action.action is FileAction.UNPACK:
+            self._upload.put(data)
+        else:
             super().on_data(data)
-            return
-        self._received.append(data)
-        self._arrived.notify()
 
     def on_eof(self) -> None:
         """The client's folder is complete."""
-        self._eof = True
-        self._arrived.notify()
+        self._upload.end()
 
     async def _transfer(self, box: Box) -> None:
         if self._action.action.quick:
@@ -69,13 +63,7 @@ class FileOperation(Transfer):
     async def _take(self, sink: ByteSink) -> None:
         """Pass on what the client sends. A job that takes no more says in the end why."""
         try:
-            while self._received or not self._eof:
-                if not self._received:
-                    await self._arrived.wait()
-                    continue
-                await sink.send(self._received[0])
-                self.stream.consumed(len(self._received.popleft()))
-                self.wake()
+            await self._upload.pass_on(sink.send)
         except anyio.BrokenResourceError:
             pass
         finally:

@@ -21,7 +21,7 @@ from cwsandbox.runners.base import BoxGoneError, RunnerError
 from cwsandbox.wire.errors import Code, Reason
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Awaitable, Callable, Iterator
 
     from cwsandbox.gateway.sandbox import LiveSandbox
     from cwsandbox.gateway.service import Service
@@ -72,43 +72,69 @@ class ReadTransfer(Transfer):
                 await source.aclose()
 
 
+class Upload:
+    """What a client sends, until it is passed on; the stream's window bounds it, as credit is given for what was taken.
+
+    Attributes:
+        complete: The client has sent everything.
+    """
+
+    def __init__(self, stream: Stream, wake: Callable[[], None]) -> None:
+        self._stream = stream
+        self._wake = wake
+        self._received: deque[bytes] = deque()
+        self._arrived = Pulse()
+        self.complete: bool = False
+
+    def put(self, data: bytes) -> None:
+        """Data came."""
+        self._received.append(data)
+        self._arrived.notify()
+
+    def end(self) -> None:
+        """That was all."""
+        self.complete = True
+        self._arrived.notify()
+
+    async def pass_on(self, send: Callable[[bytes], Awaitable[None]]) -> int:
+        """Give everything to `send`, to the end; returns how many bytes that was. Raises what `send` raises."""
+        count = 0
+        while self._received or not self.complete:
+            if not self._received:
+                await self._arrived.wait()
+                continue
+            await send(self._received[0])
+            taken = len(self._received.popleft())
+            count += taken
+            self._stream.consumed(taken)
+            if not self.complete:
+                self._wake()  # For credit; a client that has sent all needs none.
+        return count
+
+
 class WriteTransfer(Transfer):
     """A file on its way into the box: in place when the client's EOF was received, and not before."""
 
     def __init__(self, service: Service, principal: str, stream: Stream, request: WriteOpen) -> None:
         super().__init__(service, principal, stream, request)
         self._size = request.size
-        self._received: deque[bytes] = deque()
-        self._eof = False
-        self._arrived = Pulse()
+        self._upload = Upload(stream, self.wake)
 
     def on_data(self, data: bytes) -> None:
-        """Queue data; the stream's window bounds the queue."""
-        self._received.append(data)
-        self._arrived.notify()
+        """Queue data."""
+        self._upload.put(data)
 
     def on_eof(self) -> None:
         """The file is complete."""
-        self._eof = True
-        self._arrived.notify()
+        self._upload.end()
 
     async def _transfer(self, box: Box) -> None:
         target = await box.create_file(self._request.path, size=self._size)
         try:
             self._confirm({})
-            if not self._eof:
+            if not self._upload.complete:
                 self.wake()  # A client that came back sends nothing before it hears this.
-            written = 0
-            while self._received or not self._eof:
-                if not self._received:
-                    await self._arrived.wait()
-                    continue
-                await target.send(self._received[0])
-                taken = len(self._received.popleft())
-                written += taken
-                self.stream.consumed(taken)
-                if not self._eof:
-                    self.wake()  # For credit; a client that has sent all needs none.
+            written = await self._upload.pass_on(target.send)
             if self._size is not None and written != self._size:
                 raise error(
                     Code.INVALID_ARGUMENT,
