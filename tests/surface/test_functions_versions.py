@@ -9,7 +9,7 @@ from typing import Any, Generic, TypeVar
 
 import pytest
 
-from cwsandbox._function import driver
+from cwsandbox._function import driver, standin
 from cwsandbox._function.payload import Failure, Snapshot, read_result
 
 VERSIONS = ["3.8", "3.9", "3.10", "3.11", "3.12", "3.13", "3.14"]
@@ -83,3 +83,34 @@ def test_an_interpreter_that_is_given_up_ends_quietly() -> None:
         [sys.executable, "-c", text, "no_such_module", "json"], input=b"", capture_output=True, timeout=20, check=False
     )
     assert (done.returncode, done.stdout, done.stderr) == (0, b"", b"")
+
+
+USES_THE_STAND_IN = """
+from cwsandbox import SandboxDefaults, SandboxError, Serialization, Session, results
+class OurError(SandboxError): pass
+with Session(SandboxDefaults(tags=("ours",))) as session:
+    @session.function(serialization=Serialization.PICKLE)
+    def function(): return 1
+assert function() == function.local() == 1
+try:
+    raise OurError("is one")
+except Exception as error:
+    print(error)
+for call in (lambda: results([]), lambda: session.sandbox().exec(["true"]), lambda: Session.list()):
+    try:
+        call()
+    except ModuleNotFoundError as error:
+        print(error)
+"""
+
+
+@pytest.mark.parametrize("version", VERSIONS)
+def test_the_stand_in_for_cwsandbox_runs_in_every_python(version: str, tmp_path: Path) -> None:
+    (tmp_path / "cwsandbox.py").write_text(Path(standin.__file__).read_text())
+    command = [*interpreter(version), "-W", "error", "-c", USES_THE_STAND_IN]
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=20, check=False)
+    refused = [
+        f"cwsandbox.{name}() cannot be called here: the sandbox's Python has no cwsandbox"
+        for name in ("results", "Session.sandbox", "Session.list")
+    ]
+    assert (done.stdout.splitlines(), done.stderr) == (["is one", *refused], "")
