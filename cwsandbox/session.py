@@ -384,11 +384,14 @@ class Session:
 
     def _operations_scope(self) -> Scope:
         """The scope of this session: the one it was entered with, or the portal's from its first use on."""
+        if self._scope is not None:
+            return self._scope
         with self._scope_lock:
             if self._scope is None:
-                self._scope = portal_scope()
+                scope = portal_scope()
                 # The portal's scope is left when the program ends: what the session still holds then goes with it.
-                self._at_exit = self._scope.add_cleanup(self._close_at_exit)
+                self._at_exit = scope.add_cleanup(self._close_at_exit)
+                self._scope = scope
             return self._scope
 
     def _take_scope(self, scope: Scope) -> bool:
