@@ -327,6 +327,7 @@ async def test_credentials_that_are_not_accepted_keep_their_error(answers: Answe
 
 @pytest.mark.parametrize("silent", ["availableRunners", "profiles"])
 async def test_one_budget_covers_all_requests(answers: Answers, monkeypatch: pytest.MonkeyPatch, silent: str) -> None:
+    await cwsandbox.list_profiles_async()  # The connection is there: the budget is for the answers alone.
     monkeypatch.setattr("cwsandbox.discovery._BUDGET_SECONDS", 0.5)
 
     def answer(path: str) -> Any:
