@@ -27,7 +27,7 @@ def operate(
     *args: Any,
     name: str,
     ref: OperationRef[T] | None = None,
-    advice: Callable[[], str] = lambda: "make a new one",
+    advice: Callable[[], str] = lambda: "make a new session",
 ) -> OperationRef[T]:
     """Run an operation in a scope; returns at once. A scope that takes no more work fails the ref, not the caller.
 

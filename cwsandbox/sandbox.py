@@ -189,7 +189,7 @@ class Sandbox:
         sandbox = cls(command=argv[0] if argv else None, args=argv[1:] if argv else None, **kwargs)
         try:
             sandbox._start_blocking()
-        except KeyboardInterrupt as error:
+        except (KeyboardInterrupt, SystemExit) as error:
             sandbox.__exit__(type(error), error, None)
             raise
         return sandbox
@@ -760,12 +760,12 @@ class Sandbox:
                 self._release()
 
     def _start_blocking(self) -> None:
-        """Start, and wait until it was accepted; Ctrl-C gives the start up, unless it was accepted first."""
+        """Start, and wait until it was accepted; a signal gives the start up, unless it was accepted first."""
         # Made first: Ctrl-C may come when the start is under way already, and beginning it has not returned.
         ref = OperationRef[None]()
         try:
             self._core.operate(self._core.start, name="start sandbox", ref=ref).result()
-        except KeyboardInterrupt:
+        except (KeyboardInterrupt, SystemExit):
             if ref._cancel():
                 ref._latch.wait_blocking(CANCEL_WAIT_SECONDS)
             raise

@@ -580,10 +580,15 @@ async def test_entering_that_is_cancelled_as_the_start_is_accepted_leaves_nothin
     assert await Sandbox.list(base_url=gateway.url) == []
 
 
+@pytest.mark.parametrize("signal", [KeyboardInterrupt, SystemExit])
 @pytest.mark.parametrize("accepted_first", [False, True])
 @pytest.mark.parametrize("entered", [False, True])
-def test_ctrl_c_while_a_sandbox_starts_leaves_nothing(
-    gateway: ServedGateway, monkeypatch: pytest.MonkeyPatch, entered: bool, accepted_first: bool
+def test_a_signal_while_a_sandbox_starts_leaves_nothing(
+    gateway: ServedGateway,
+    monkeypatch: pytest.MonkeyPatch,
+    entered: bool,
+    accepted_first: bool,
+    signal: type[BaseException],
 ) -> None:
     gateway.accepting.close()
     accepted, blocked = threading.Event(), threading.current_thread()
@@ -596,12 +601,12 @@ def test_ctrl_c_while_a_sandbox_starts_leaves_nothing(
         if accepted_first:
             accepted.wait(30)
         monkeypatch.undo()
-        raise KeyboardInterrupt
+        raise signal
 
     monkeypatch.setattr(_core, "on_started", lambda core: accepted.set())
     monkeypatch.setattr(OperationRef, "_on_wait_begin", interrupt)
     defaults = SandboxDefaults(base_url=gateway.url)
-    with pytest.raises(KeyboardInterrupt):
+    with pytest.raises(signal):
         if entered:
             Sandbox(defaults=defaults).__enter__()
         else:
