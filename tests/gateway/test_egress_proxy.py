@@ -185,6 +185,14 @@ async def test_what_cannot_be_done_is_answered_with_a_reason(head: bytes, status
     assert far.heard == []
 
 
+async def test_a_refused_head_is_answered_without_a_body(caplog: pytest.LogCaptureFixture) -> None:
+    async with world() as far:
+        answer = await far.exchange(b"HEAD http://near.example/ HTTP/1.1\r\nHost: x\r\n\r\n")
+    assert answer.startswith(b"HTTP/1.1 403")
+    assert answer.endswith(b"\r\n\r\n")
+    assert not caplog.records
+
+
 async def test_of_a_names_addresses_only_those_allowed_are_used() -> None:
     async with world() as far:
         assert (await far.exchange(get(far.port, "both.example", "Connection: close\r\n"))).endswith(b"ok")

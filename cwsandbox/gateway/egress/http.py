@@ -55,9 +55,10 @@ _STATUS: Final = {
 
 
 class _Peer:
-    """One HTTP/1.1 connection: h11's state, and the stream under it."""
+    """One HTTP/1.1 connection: h11's state, the stream under it, and the method of a client's present request."""
 
     def __init__(self, role: type[h11.CLIENT | h11.SERVER], stream: Connection) -> None:
+        self.method = b""
         self.http = h11.Connection(role, max_incomplete_event_size=_HEAD_BYTES)
         self.stream = stream
 
@@ -112,10 +113,12 @@ async def serve_http(stream: Connection, first: bytes, dial: Dial) -> None:
 
 async def _serve_request(client: _Peer, dial: Dial) -> bool:
     """Serve one request; False if it was the last."""
+    client.method = b""
     with anyio.fail_after(_HEAD_SECONDS):
         request = await client.receive()
     if not isinstance(request, h11.Request):
         return False
+    client.method = request.method
     try:
         if request.method == b"CONNECT":
             await _tunnel(client, request, dial)
@@ -227,7 +230,8 @@ async def _refuse(client: _Peer, status: int, why: str) -> None:
         (b"connection", b"close"),
     ]
     await client.send(h11.Response(status_code=status, headers=headers))
-    await client.send(h11.Data(data=body))
+    if client.method != b"HEAD":
+        await client.send(h11.Data(data=body))
     await client.send(h11.EndOfMessage())
     await linger(client.stream)
 
