@@ -24,7 +24,7 @@ from cwsandbox._client.channel import Connection, ExecChannel, Timing, open_chan
 from cwsandbox._client.errors import TransportError, bad_answer, unreachable
 from cwsandbox._client.folders import Folders, prepare_folders
 from cwsandbox._client.http import Api, Reply, read_gateway_info, refusal
-from cwsandbox._runtime.portal import program_ends
+from cwsandbox._runtime.portal import exiting
 from cwsandbox._version import __version__
 from cwsandbox.exceptions import CWSandboxError, SandboxNotFoundError, SandboxUnavailableError
 from cwsandbox.wire.frames import PROTOCOL_VERSION
@@ -164,7 +164,7 @@ class _Finder:
         assert self._folders is not None
         if await self._answers():
             return
-        if program_ends() and self._ended_in_order():
+        if exiting() and self._ended_in_order():
             raise SandboxNotFoundError(f"{self._address} has ended, and its sandboxes with it")
         async with embedded.start_lock(self._folders):
             if await self._answers():

@@ -96,11 +96,6 @@ def portal_scope() -> Scope:
     return _start_portal()
 
 
-def exiting() -> bool:
-    """Whether the interpreter is exiting: then there is no portal any more."""
-    return _exiting
-
-
 def _start_portal() -> Scope:
     global _portal, _exit_registered
     with _lock:
@@ -118,8 +113,8 @@ def _start_portal() -> Scope:
         return _portal.scope
 
 
-def program_ends() -> bool:
-    """Whether the program is ending: what is asked of a gateway now serves to clean up."""
+def exiting() -> bool:
+    """Whether the program is ending: no portal is started any more, and what a gateway is asked now is to clean up."""
     return _exiting
 
 
