@@ -23,6 +23,7 @@ if TYPE_CHECKING:
 RUNTIME_VARIABLE = "CWSANDBOX_RUNTIME_DIR"
 STATE_VARIABLE = "CWSANDBOX_STATE_DIR"
 ISOLATION_VARIABLE = "CWSANDBOX_ISOLATION"
+_LOGIN_FOLDERS = "/run/user"
 _ISOLATIONS = ("auto", "namespaces", "process")
 _SUN_PATH_BYTES = 96  # Of the 107 that Linux takes; the gateway binds a name with its process id behind it first.
 _UNWRITABLE = frozenset(
@@ -109,10 +110,11 @@ def _isolation(env: Mapping[str, str]) -> str:
 def _runtime_folder(env: Mapping[str, str]) -> str:
     if own := env.get(RUNTIME_VARIABLE):
         return _private_folder(os.path.abspath(own), RUNTIME_VARIABLE)
-    shared = env.get("XDG_RUNTIME_DIR")
-    # After su or sudo the variable may still name the other user's folder.
-    if shared and os.path.isabs(shared) and _is_ours(shared):
-        return _private_folder(os.path.join(shared, "cwsandbox"), RUNTIME_VARIABLE)
+    # Cron and sudo do not set the variable that a login sets, and should find the same gateway. After su or sudo it may
+    # still name the other user's folder.
+    for shared in (env.get("XDG_RUNTIME_DIR"), f"{_LOGIN_FOLDERS}/{os.geteuid()}"):
+        if shared and os.path.isabs(shared) and _is_ours(shared):
+            return _private_folder(os.path.join(shared, "cwsandbox"), RUNTIME_VARIABLE)
     return _private_folder(f"/tmp/cwsandbox-{os.geteuid()}", RUNTIME_VARIABLE)  # noqa: S108 - checked
 
 

@@ -384,6 +384,11 @@ def refusal(
     except ValueError:
         document = None
     status = Status.from_json(document, reply.status)
+    if not status.message:
+        status = attrs.evolve(
+            status,
+            message=f"HTTP {reply.status} without a word that a gateway would say; is the address that of a gateway?",
+        )
     return status_error(status, sandbox_id=sandbox_id) if translate is None else translate(status)
 
 

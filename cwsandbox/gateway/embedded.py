@@ -267,7 +267,7 @@ def _lock(folder: str) -> Iterator[None]:
         try:
             fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
-            with _alarm(_LOCK_SECONDS, f"another gateway uses {folder}"):
+            with _alarm(_LOCK_SECONDS, f"another gateway uses {folder}; one with another runtime folder?"):
                 fcntl.flock(descriptor, fcntl.LOCK_EX)
         yield
     finally:

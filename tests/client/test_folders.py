@@ -83,9 +83,20 @@ def test_a_runtime_folder_of_another_user_is_not_used(base: Path, monkeypatch: p
     shared.mkdir()
     monkeypatch.setattr(module, "_is_ours", lambda path: path != str(shared))
     monkeypatch.setattr(module, "_private_folder", lambda path, variable, **_: path)
+    monkeypatch.setattr(module, "_LOGIN_FOLDERS", f"{base}/logins")
+    found = prepare_folders({"XDG_RUNTIME_DIR": str(shared), "CWSANDBOX_STATE_DIR": f"{base}/s"})
+    assert found.runtime == f"{base}/logins/{os.geteuid()}/cwsandbox"
+    monkeypatch.setattr(module, "_is_ours", lambda path: False)
     found = prepare_folders({"XDG_RUNTIME_DIR": str(shared), "CWSANDBOX_STATE_DIR": f"{base}/s"})
     assert found.runtime == f"/tmp/cwsandbox-{os.geteuid()}"
     assert not list(shared.iterdir())
+
+
+def test_without_the_variable_of_the_login_its_folder_is_used(base: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "_LOGIN_FOLDERS", str(base))
+    (base / str(os.geteuid())).mkdir()
+    found = prepare_folders({"CWSANDBOX_STATE_DIR": f"{base}/s"})
+    assert found.runtime == f"{base}/{os.geteuid()}/cwsandbox"
 
 
 @pytest.mark.parametrize("variable", ["CWSANDBOX_RUNTIME_DIR", "CWSANDBOX_STATE_DIR"])
