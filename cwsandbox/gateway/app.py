@@ -103,6 +103,7 @@ def make_app(gateway: Gateway) -> ASGIApp:
         ],
         exception_handlers={404: _no_such_route, 405: _no_such_route},
     )
+    resources.router.redirect_slashes = False  # To wherever the request says that this is.
 
     async def app(scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] == "websocket":
@@ -273,7 +274,7 @@ def _refusal(status: Status) -> Response:
 
 
 async def _no_such_route(request: Request, problem: Exception) -> Response:
-    return _refusal(Status.make(Code.UNIMPLEMENTED, f"there is no {request.method} {request.url.path} here"))
+    return _refusal(Status.make(Code.UNIMPLEMENTED, f"there is no {request.method} {request.scope['path']} here"))
 
 
 def _peer(scope: Scope) -> Peer | None:

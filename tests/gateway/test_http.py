@@ -204,6 +204,8 @@ async def test_unknown_routes_answer_in_kind(world: World) -> None:
     async with world.http() as http:
         refused(await http.get("/v1/volumes"), Code.UNIMPLEMENTED)
         refused(await http.put("/v1/sandboxes"), Code.UNIMPLEMENTED)
+        refused(await http.get("/v1/volumes", headers={"host": "["}), Code.UNIMPLEMENTED)
+        refused(await http.get("/v1/sandboxes/", headers={"host": "elsewhere"}), Code.UNIMPLEMENTED)
 
 
 async def test_a_snapshot_on_stop_is_refused(world: World) -> None:
