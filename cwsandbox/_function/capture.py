@@ -15,6 +15,7 @@ from cwsandbox._function.modules import ShippedModules, resolved
 from cwsandbox._function.origin import importable_name, is_installed, lookup
 from cwsandbox._function.source import class_definition, function_definition, methods
 from cwsandbox._function.values import pickle_code, pickle_value, to_json
+from cwsandbox._text import short_repr
 from cwsandbox.exceptions import FunctionSerializationError
 
 if TYPE_CHECKING:
@@ -73,7 +74,7 @@ class Capture:
         number = self._numbers.get(id(value))
         if number is None:
             try:
-                number = self._node(value, what)
+                number = self._checked_node(value, what)
             except FunctionSerializationError as error:
                 self._failed[id(value)] = error  # half of it is there: it must not be found
                 raise
@@ -110,6 +111,14 @@ class Capture:
             self.nodes[number] = {"kind": "attribute", **name, "remote": is_remote}
 
     # Kinds of objects.
+
+    def _checked_node(self, value: Any, what: str) -> int | None:
+        try:
+            return self._node(value, what)
+        except FunctionSerializationError:
+            raise
+        except Exception as error:  # whatever a user's __getattribute__ raises
+            raise FunctionSerializationError(f"{what} cannot be looked at: {short_repr(str(error))}") from error
 
     def _node(self, value: Any, what: str) -> int | None:
         from cwsandbox.function import RemoteFunction

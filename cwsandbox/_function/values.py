@@ -44,7 +44,7 @@ def to_json(value: Any, what: str) -> str:
     """
     try:
         return json.dumps(value, default=_plain)
-    except (TypeError, ValueError, RecursionError) as error:
+    except Exception as error:  # whatever a user's model_dump raises
         raise FunctionSerializationError(
             f"{what} cannot be sent as JSON: {error}; send plain values, or use serialization=Serialization.PICKLE"
         ) from error

@@ -307,9 +307,19 @@ class Loop:
         raise RuntimeError("will not be pickled")
 
 
-NEITHER: list[Any] = [(n for n in "ab"), Loop()]
+class Rude:
+    def __getattribute__(self, name: str) -> Any:
+        raise RuntimeError("will not be looked at")
+
+
+class Model:
+    def model_dump(self, mode: str) -> Any:
+        raise LookupError("will not be dumped")
+
+
+NEITHER: list[Any] = [(n for n in "ab"), Loop(), Rude()]
 UNSENDABLE = [(value, way) for value in NEITHER for way in Serialization]
-UNSENDABLE += [(value, Serialization.JSON) for value in (object(), b"\xff", {(1, 2): 3})]
+UNSENDABLE += [(value, Serialization.JSON) for value in (object(), b"\xff", {(1, 2): 3}, Model())]
 
 
 @pytest.mark.parametrize(
@@ -323,6 +333,8 @@ def test_what_cannot_be_sent_is_a_serialization_error_from_the_ref(
         ref = same.remote(value)
         with pytest.raises(FunctionSerializationError, match="arguments"):
             ref.result()
+        with pytest.raises(FunctionSerializationError, match="'value', used by"):
+            session.function(serialization=serialization)(lambda: value).remote().result()
         [ref, good] = same.map([(value,), (1,)])
         with pytest.raises(FunctionSerializationError):
             ref.result()
