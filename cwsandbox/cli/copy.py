@@ -72,6 +72,8 @@ def cp(sources: tuple[str, ...], target: str, timeout: float | None, quiet: bool
     ids = {place.sandbox_id for place in places}
     if len(ids) > 1 or bool(to.sandbox_id) == bool(*ids):
         raise click.UsageError("the sources must all be in one sandbox (ID:PATH) and the target here, or the reverse")
+    if not to.sandbox_id and os.path.exists(to.path) and not (os.path.isfile(to.path) or os.path.isdir(to.path)):
+        raise click.UsageError(f"{to.path!r} is no file to replace; `cwsandbox files read -o` writes to it as it is")
     for place in places:
         if to.sandbox_id and not os.path.lexists(place.path):
             raise click.UsageError(f"{place.path!r} does not exist here (a place in a sandbox is ID:PATH)")

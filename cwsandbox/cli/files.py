@@ -259,8 +259,18 @@ def _changed(entry: FileEntry) -> datetime | None:
 
 @contextmanager
 def _replacing(path: str) -> Iterator[Any]:
-    """A file to write that takes the place of `path` when it is complete."""
-    with tempfile.NamedTemporaryFile(dir=os.path.dirname(os.path.abspath(path)), delete=False) as file:
+    """A file to write that takes the place of `path` when it is complete; a device or a pipe is written to as it is."""
+    if os.path.exists(path) and not os.path.isfile(path):
+        with open(path, "wb") as file:
+            yield file
+        return
+    path = os.path.realpath(path)  # A link stays one.
+    try:
+        draft = tempfile.NamedTemporaryFile(dir=os.path.dirname(path), delete=False)  # noqa: SIM115 - just below
+    except OSError as error:
+        error.filename = path
+        raise
+    with draft as file:
         try:
             yield file
             umask = os.umask(0)

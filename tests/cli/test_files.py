@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from tests.cli.support import cws, document, start
+from tests.cli.support import SECONDS, cws, document, start
 from tests.cli.terminal import on_terminal
 
 if TYPE_CHECKING:
@@ -35,6 +35,21 @@ def test_a_read_that_fails_leaves_the_local_file_as_it_was(kept: str, tmp_path: 
     assert done.stderr.startswith(b"Error: no/such: ")
     assert os.listdir(tmp_path) == ["out"]
     assert (tmp_path / "out").read_bytes() == b"before"
+
+
+def test_what_is_no_file_is_not_replaced_by_one(kept: str, tmp_path: Path) -> None:
+    assert cws("files", "write", "-q", kept, "small", "-", stdin=b"data").returncode == 0
+    (tmp_path / "link").symlink_to("target")
+    assert cws("files", "read", kept, "small", "-o", str(tmp_path / "link")).returncode == 0
+    assert (os.readlink(tmp_path / "link"), (tmp_path / "target").read_bytes()) == ("target", b"data")
+    os.mkfifo(tmp_path / "pipe")
+    with start("files", "read", kept, "small", "-o", str(tmp_path / "pipe")) as process:
+        assert (tmp_path / "pipe").read_bytes() == b"data"
+        assert process.wait(SECONDS) == 0
+    assert (tmp_path / "pipe").is_fifo()
+    for place, problem in ((tmp_path, "Is a directory"), (tmp_path / "no" / "file", "No such file or directory")):
+        done = cws("files", "read", kept, "small", "-o", str(place))
+        assert (done.returncode, done.stderr.decode()) == (1, f"Error: {place}: {problem}\n")
 
 
 def test_what_is_there_and_how_it_is_changed(kept: str) -> None:
@@ -104,6 +119,7 @@ def test_folders_are_copied_both_ways(kept: str, tmp_path: Path) -> None:
         (["ID:a", "other:b", "."], b"the sources must all be in one sandbox"),
         (["ID:/srv/..", "."], b"has no name of its own"),
         (["no/such", "ID:"], b"does not exist here"),
+        (["ID:no/such", "/dev/null"], b"is no file"),
         (["/etc/hosts", "/etc/hostname", "ID:/etc/hosts"], b"is not a folder"),
     ],
 )
