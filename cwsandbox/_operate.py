@@ -71,15 +71,20 @@ class SharedOperation:
         self._done: anyio.Event | None = None  # made by the first joiner, on the scope's loop
         self._error: Exception | None = None
 
+    async def begin(self) -> None:
+        """Start it, unless it was started; for an operation of its own, that no impatient joiner can cancel."""
+        if self._done is None:
+            self._done = anyio.Event()
+            self._scope().start(self._run, name=self._name)
+
     async def join(self) -> None:
-        """Wait for it; the first joiner starts it. Cancelling stops this wait only.
+        """Wait for it. Cancelling stops this wait only.
 
         Raises:
             Exception: What it raised; every joiner gets the same.
         """
-        if self._done is None:
-            self._done = anyio.Event()
-            self._scope().start(self._run, name=self._name)
+        await self.begin()
+        assert self._done is not None
         await self._done.wait()
         if self._error is not None:
             raise self._error.with_traceback(None)

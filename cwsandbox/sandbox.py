@@ -515,6 +515,7 @@ class Sandbox:
                 )
                 self._stopping = SharedOperation(self._core.scope, work, "stop sandbox")
             stopping = self._stopping
+        self._core.operate(stopping.begin, name="stop sandbox")
         return self._core.operate(stopping.join, name="stop sandbox")
 
     # Commands and files.

@@ -337,6 +337,7 @@ class Session:
         expect_no_more(self)
         if closing.over:
             return closing.outcome()
+        operate(self._operations_scope, closing.begin, name="close session")
         ref = operate(self._operations_scope, closing.join, name="close session")
         if self._at_exit is not None:
             cleanup = self._at_exit

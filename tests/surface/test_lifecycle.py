@@ -623,6 +623,20 @@ async def test_what_ran_and_was_stopped_by_somebody_else_is_not_running(asb: San
     assert asb.status is SandboxStatus.TERMINATED
 
 
+@pytest.mark.parametrize("own_loop", [False, True])
+async def test_a_stop_that_nobody_waits_for_any_more_stops_all_the_same(home_folder: object, own_loop: bool) -> None:
+    sandbox = Sandbox()
+    if own_loop:
+        await sandbox.__aenter__()
+    await sandbox
+    with anyio.CancelScope() as scope:
+        scope.cancel()
+        await sandbox.stop()
+    await sandbox.wait_until_complete(timeout=20, raise_on_termination=False)
+    assert sandbox.status is SandboxStatus.TERMINATED
+    await sandbox.__aexit__(None, None, None)
+
+
 def test_concurrent_stops_share_one_request(gateway: ServedGateway) -> None:
     sandbox = Sandbox(base_url=gateway.url)
     sandbox.wait()
