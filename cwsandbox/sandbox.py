@@ -16,7 +16,7 @@ from cwsandbox._listing import ListQuery, with_terminated
 from cwsandbox._logs import LogsOperation
 from cwsandbox._operate import SharedOperation
 from cwsandbox._request import SandboxRequest
-from cwsandbox._runtime.operation import CANCEL_WAIT_SECONDS, OperationRef
+from cwsandbox._runtime.operation import OperationRef, block_for
 from cwsandbox._runtime.scope import ScopeClosedError
 from cwsandbox._shell import ShellOperation
 from cwsandbox._stopping import stop_sandbox
@@ -762,14 +762,7 @@ class Sandbox:
 
     def _start_blocking(self) -> None:
         """Start, and wait until it was accepted; a signal gives the start up, unless it was accepted first."""
-        # Made first: Ctrl-C may come when the start is under way already, and beginning it has not returned.
-        ref = OperationRef[None]()
-        try:
-            self._core.operate(self._core.start, name="start sandbox", ref=ref).result()
-        except (KeyboardInterrupt, SystemExit):
-            if ref._cancel():
-                ref._latch.wait_blocking(CANCEL_WAIT_SECONDS)
-            raise
+        block_for(lambda ref: self._core.operate(self._core.start, name="start sandbox", ref=ref))
 
     def _release(self) -> None:
         """It has ended, or the caller was told that it could not be stopped. A context that is interrupted keeps it."""

@@ -304,3 +304,22 @@ class OperationRef(Generic[T]):
         self._outcome = Outcome.CANCELLED
         self._latch.set()
         return True
+
+
+def block_for(begin: Callable[[OperationRef[T]], object]) -> T:
+    """Begin an operation and block for it.
+
+    A signal that ends the program cancels the operation, waits 5 seconds at most for its end, and is raised.
+
+    Args:
+        begin: Starts the operation with the handle that it is given. The handle is made first, as Ctrl-C may come when
+            the operation runs already and beginning it has not returned.
+    """
+    ref = OperationRef[T]()
+    try:
+        begin(ref)
+        return ref.result()
+    except (KeyboardInterrupt, SystemExit):
+        if ref._cancel():
+            ref._latch.wait_blocking(CANCEL_WAIT_SECONDS)
+        raise

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import anyio
 
 from cwsandbox._runtime._loops import LoopHandle
-from cwsandbox._runtime.operation import OperationRef
+from cwsandbox._runtime.operation import block_for
 from cwsandbox._runtime.scope import Scope, ScopeClosedError, entered_scopes
 
 if TYPE_CHECKING:
@@ -155,11 +155,4 @@ def run_blocking(async_fn: Callable[..., Awaitable[T]], *args: Any, name: str | 
     scope = portal_scope()
     if scope.loop.is_current():
         raise RuntimeError("a blocking call on the event loop that has to run it; use the `await` form instead")
-    # Made first: Ctrl-C may come when the operation runs already, and starting it has not returned.
-    ref = OperationRef[T]()
-    try:
-        return scope.start(async_fn, *args, ref=ref, name=name).result()
-    except KeyboardInterrupt:
-        if ref._cancel():
-            ref._latch.wait_blocking(EXIT_SECONDS)
-        raise
+    return block_for(lambda ref: scope.start(async_fn, *args, ref=ref, name=name))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 import sys
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -20,7 +21,9 @@ from cwsandbox.runners.base import (
     IsolationLevel,
     Limits,
 )
+from cwsandbox.runners.local import box as box_module
 from cwsandbox.runners.local.link import connect
+from cwsandbox.runners.local.protocol import INLINE_FILE_BYTES
 from tests.runners.conftest import box_spec
 from tests.runners.liar import SURVIVORS
 from tests.runners.support import (
@@ -32,6 +35,7 @@ from tests.runners.support import (
     read_until,
     run,
     shell,
+    write_file,
 )
 
 if TYPE_CHECKING:
@@ -256,3 +260,24 @@ async def test_a_daemon_that_floods_a_forgotten_pipe_does_not_slow_its_agent_to_
     with anyio.fail_after(FINISH_SECONDS):
         for _ in range(20):
             assert (await shell(box, "echo still here")).text == "still here\n"
+
+
+async def test_an_agent_that_stops_reading_loses_its_box_and_not_the_gateways_memory(
+    runner: LocalRunner, box: Box, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(box_module, "_UNREAD_BYTES", 1024 * 1024)
+    monkeypatch.setattr(box_module, "_BOX_HAS_ITS_END_SECONDS", 2.0)  # It will not end by itself.
+    deaf = await runner.create(box_spec())
+    os.kill(deaf._agent_pid, signal.SIGSTOP)
+    content = bytes(INLINE_FILE_BYTES)
+
+    async def write(number: int) -> None:
+        with pytest.raises(BoxGoneError):
+            await write_file(deaf, f"/tmp/{number}", content, size=len(content))
+
+    with anyio.fail_after(FINISH_SECONDS):
+        async with anyio.create_task_group() as tasks:
+            for number in range(40):
+                tasks.start_soon(write, number)
+        await deaf.wait_gone()
+    assert (await run(box, "echo", "unharmed")).text == "unharmed\n"

@@ -171,17 +171,19 @@ def test_a_gate_counts_only_when_what_it_allowed_is_used_up(monkeypatch: pytest.
     monkeypatch.setattr("cwsandbox.runners.local.warden.ProcessTree", Tree)
     monkeypatch.setattr(time, "monotonic", lambda: now[0])
     gate = Gate(agent=77, most=4)
-    assert [gate.admits() for _ in range(2)] == [True, True]
+    assert [gate.admits(99) for _ in range(2)] == [True, True]
     assert counts == [77]
     below = 5
-    assert [gate.admits() for _ in range(3)] == [False] * 3
+    assert [gate.admits(99) for _ in range(3)] == [False] * 3
     assert counts == [77] * 4
     takes = 0.5  # A long count is not repeated at once.
-    assert [gate.admits() for _ in range(3)] == [False] * 3
+    assert [gate.admits(99) for _ in range(3)] == [False] * 3
     assert counts == [77] * 5
-    now[0] += 1
+    assert not gate.admits(77)  # But what the agent is told is true.
+    assert counts == [77] * 6
+    now[0] += 2
     below = 1
-    assert gate.admits()
+    assert gate.admits(99)
 
 
 # Memory of each process.

@@ -9,6 +9,7 @@ import time
 from pathlib import Path
 
 GONE_SECONDS = 10.0
+EXEC_SECONDS = 1.0
 
 PROCESS_TREE = """
 import os, signal, sys
@@ -56,20 +57,24 @@ def new_marker() -> str:
 
 def processes_with(text: str) -> list[int]:
     """The ids of all live processes that carry `text` in their argv."""
-    found = []
-    for entry in Path("/proc").iterdir():
-        if not entry.name.isdigit() or int(entry.name) == os.getpid():
-            continue
+    pids = [int(entry.name) for entry in Path("/proc").iterdir() if entry.name.isdigit()]
+    return [pid for pid in pids if pid != os.getpid() and text.encode() in _argv(Path(f"/proc/{pid}"))]
+
+
+def _argv(process: Path) -> bytes:
+    deadline = time.monotonic() + EXEC_SECONDS
+    while True:
         try:
             # A process whose first thread has ended shows its argv in the others only.
-            argv = (entry / "cmdline").read_bytes() or b"".join(
-                (thread / "cmdline").read_bytes() for thread in (entry / "task").iterdir()
+            argv = (process / "cmdline").read_bytes() or b"".join(
+                (thread / "cmdline").read_bytes() for thread in (process / "task").iterdir()
             )
+            if argv or time.monotonic() > deadline:
+                return argv
+            # One in the middle of execve shows none, but has a program, other than zombies and the kernel's threads.
+            (process / "exe").readlink()
         except OSError:
-            continue
-        if text.encode() in argv:
-            found.append(int(entry.name))
-    return found
+            return b""
 
 
 def wait_ended(pid: int, deadline: float) -> bool:

@@ -48,6 +48,8 @@ _BOX_HAS_ITS_END_SECONDS = 10.0
 _CANCEL_SECONDS = 5.0
 _FILE_JOBS = 16
 """File operations that stream at once, as each is a process in the box. Watches, which may last, are not counted."""
+_UNREAD_BYTES = 64 * 1024 * 1024
+"""What an agent may leave unread: twice the largest message."""
 _ERRNO_LIMIT = 4096
 """The kernel's own (MAX_ERRNO)."""
 
@@ -94,7 +96,7 @@ class LocalBox:
         start."""
         self._agent_pid = _peer(connection)
         self._pidfd = os.pidfd_open(self._agent_pid)
-        self._link = Link(connection, tasks, self._event)
+        self._link = Link(connection, tasks, self._event, unread_bytes=_UNREAD_BYTES)
         self._tasks = tasks
         tasks.start_soon(self._live)
 

@@ -46,10 +46,17 @@ class Link:
         tasks: Where late writes run.
         on_event: Called with every message that is not a reply; it owns the message's descriptors. Raising
             `protocol.ProtocolError` ends the link.
+        unread_bytes: How much the other side may leave unread beyond its socket's buffer before it counts as broken,
+            which ends the link; None for a side that is trusted to read.
     """
 
     def __init__(
-        self, connection: socket.socket, tasks: TaskGroup, on_event: Callable[[protocol.Message], None]
+        self,
+        connection: socket.socket,
+        tasks: TaskGroup,
+        on_event: Callable[[protocol.Message], None],
+        *,
+        unread_bytes: int | None = None,
     ) -> None:
         connection.setblocking(False)
         self._connection = connection
@@ -58,6 +65,8 @@ class Link:
         self._waiters: dict[int, _Waiter] = {}
         self._last_request = 0
         self._unsent: deque[bytes] = deque()
+        self._unsent_bytes = 0
+        self._unread_bytes = unread_bytes
         self.closed: bool = False
 
     async def run(self) -> None:
@@ -125,12 +134,15 @@ class Link:
             else:
                 return
         self._unsent.append(data)
+        self._unsent_bytes += len(data)
+        if self._unread_bytes is not None and self._unsent_bytes > self._unread_bytes:
+            self.close()
 
     async def _send_rest(self) -> None:
         while self._unsent and not self.closed:
             try:
                 protocol.send(self._connection, self._unsent[0])
-                self._unsent.popleft()
+                self._unsent_bytes -= len(self._unsent.popleft())
             except BlockingIOError:
                 with contextlib.suppress(anyio.ClosedResourceError):
                     await anyio.wait_writable(self._connection)
