@@ -16,7 +16,7 @@ from cwsandbox.runners.local.runner import LocalRunner
 from cwsandbox.runners.local.warden import Gate
 from cwsandbox.runners.local.zygote import make_cgroups
 from tests.runners.conftest import box_spec
-from tests.runners.support import check_full_and_emptied, python, run, shell, until_ended
+from tests.runners.support import check_full_and_emptied, python, read_until, run, shell, until_ended
 from tests.support.processes import descendants
 
 if TYPE_CHECKING:
@@ -30,14 +30,18 @@ MIB = 1024**2
 TAKE = "import sys; bytearray(int(sys.argv[1]) << 20); print('had it')"
 # Starts 30 sleeps and no more, whatever holds it; prints how many it got, and ends them.
 THIRTY = """
-import subprocess
+import subprocess, sys
 started = []
 try:
     for _ in range(30):
-        started.append(subprocess.Popen(["sleep", "60"]))
+        try:
+            started.append(subprocess.Popen(["sleep", "60"]))
+        except InterruptedError:  # Which a warden's answer may be.
+            pass
 except BlockingIOError:
     pass
-print(len(started))
+print(len(started), flush=True)
+input() if "stay" in sys.argv else None
 for each in started:
     each.kill()
     each.wait()
@@ -88,9 +92,8 @@ async def test_without_namespaces_and_cgroups_processes_are_counted_all_the_same
 async def test_a_full_box_without_namespaces_says_so_and_can_still_be_emptied(bare: LocalRunner) -> None:
     box = await bare.create(box_spec(limits=Limits(processes=20)))
     try:
-        hog = await box.exec(
-            ExecSpec("hog", ("python3", "-c", f"{THIRTY.split('print', maxsplit=1)[0]}input()"), stdin=True)
-        )
+        hog = await box.exec(ExecSpec("hog", ("python3", "-c", THIRTY, "stay"), stdin=True))
+        await read_until(hog.stdout, b"\n")  # What the check starts counts too, and would stop the hog too early.
         await check_full_and_emptied(box, hog)
     finally:
         await box.stop(0)
@@ -99,9 +102,8 @@ async def test_a_full_box_without_namespaces_says_so_and_can_still_be_emptied(ba
 async def test_boxes_do_not_count_for_each_other(bare: LocalRunner) -> None:
     first, second = [await bare.create(box_spec(limits=Limits(processes=20))) for _ in range(2)]
     try:
-        hog = await first.exec(
-            ExecSpec("hog", ("python3", "-c", f"{THIRTY.split('print', maxsplit=1)[0]}input()"), stdin=True)
-        )
+        hog = await first.exec(ExecSpec("hog", ("python3", "-c", THIRTY, "stay"), stdin=True))
+        await read_until(hog.stdout, b"\n")
         assert 10 <= int((await python(second, THIRTY)).text) < 20
         await hog.kill()
         hog.forget()
