@@ -108,6 +108,14 @@ def test_s012_get_status_does_not_start(gateway: ServedGateway) -> None:
     assert gateway.requests == []
 
 
+@pytest.mark.row("S12")
+async def test_s012_get_status_does_not_start_async(gateway: ServedGateway) -> None:
+    sandbox = unstarted(gateway)
+    with pytest.raises(SandboxNotRunningError):
+        sandbox.get_status()
+    assert gateway.requests == []
+
+
 @pytest.mark.row("S13")
 def test_s013_stop_of_an_unstarted_sandbox_does_nothing_and_cancels_it(gateway: ServedGateway) -> None:
     sandbox = unstarted(gateway)

@@ -72,6 +72,20 @@ def test_s087_s089_s090_the_published_example(session: Session) -> None:
     assert session.sandbox_count == 0
 
 
+@pytest.mark.row("S87", "S89", "S90")
+async def test_s087_s089_s090_the_published_example_async(home_folder: object) -> None:
+    async with Session() as session:
+
+        @session.function()
+        def compute(x: int, y: int) -> int:
+            return x + y
+
+        assert await compute.remote(2, 3) == 5
+        assert compute.local(2, 3) == 5
+        assert [await ref for ref in compute.map([(1, 2), (3, 4), (5, 6)])] == [3, 7, 11]
+        assert session.sandbox_count == 0
+
+
 @pytest.mark.row("S88", "S89")
 async def test_s088_s089_the_published_example_awaited(home_folder: object) -> None:
     async with Session() as session:

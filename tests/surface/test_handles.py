@@ -95,6 +95,16 @@ def test_s004_a_process_has_streams_and_stdin(sb: Sandbox) -> None:
     process.result()
 
 
+@pytest.mark.row("S4")
+async def test_s004_a_process_has_streams_and_stdin_async(asb: Sandbox) -> None:
+    process = asb.exec(["cat"], stdin=True)
+    assert isinstance(process.stdout, cwsandbox.StreamReader)
+    assert isinstance(process.stderr, cwsandbox.StreamReader)
+    assert isinstance(process.stdin, cwsandbox.StreamWriter)
+    await process.stdin.close()
+    assert (await process).stdout == ""
+
+
 @pytest.mark.row("S5")
 def test_s005_result_then_await_on_one_ref(sb: Sandbox) -> None:
     process = sb.exec(["echo", "twice"])

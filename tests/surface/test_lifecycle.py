@@ -80,6 +80,23 @@ def test_s016_run_returns_with_an_id_when_the_start_was_accepted_late(
     started[0].stop().result()
 
 
+@pytest.mark.row("S16")
+async def test_s016_start_ends_with_an_id_when_it_was_accepted_late_async(gateway: ServedGateway) -> None:
+    gateway.accepting.close()
+    sandbox = Sandbox(base_url=gateway.url)
+    async with anyio.create_task_group() as tasks:
+        tasks.start_soon(_start, sandbox)
+        await anyio.to_thread.run_sync(gateway.accepting.wait_for_arrivals, 1)
+        assert sandbox.sandbox_id is None
+        gateway.accepting.open()
+    assert sandbox.sandbox_id
+    await sandbox.stop()
+
+
+async def _start(sandbox: Sandbox) -> None:
+    await sandbox.start()
+
+
 @pytest.mark.row("S17", "S21")
 def test_s017_s021_run_and_start_return_while_the_sandbox_is_pending(
     gateway: ServedGateway, monkeypatch: pytest.MonkeyPatch
@@ -96,6 +113,18 @@ def test_s017_s021_run_and_start_return_while_the_sandbox_is_pending(
     assert sandbox.wait().status == SandboxStatus.RUNNING
     sandbox.stop().result()
     other.stop().result()
+
+
+@pytest.mark.row("S17", "S21")
+async def test_s017_s021_start_ends_while_the_sandbox_is_pending_async(gateway: ServedGateway) -> None:
+    gateway.making.close()
+    sandbox = Sandbox(base_url=gateway.url)
+    await sandbox.start()
+    assert sandbox.status in STARTING
+    assert await anyio.to_thread.run_sync(sandbox.get_status) in STARTING
+    gateway.making.open()
+    assert (await sandbox).status == SandboxStatus.RUNNING
+    await sandbox.stop()
 
 
 @pytest.mark.row("S21")
@@ -123,6 +152,14 @@ def test_s019_run_without_arguments_stays_running(sb: Sandbox) -> None:
     assert sb.exec(["echo", "alive"]).result().stdout == "alive\n"
     assert sb.get_status() == SandboxStatus.RUNNING
     assert list(sb.stream_logs()) == []
+
+
+@pytest.mark.row("S19")
+async def test_s019_a_sandbox_without_a_command_stays_running_async(asb: Sandbox) -> None:
+    assert (await asb).status == SandboxStatus.RUNNING
+    assert (await asb.exec(["echo", "alive"])).stdout == "alive\n"
+    assert await anyio.to_thread.run_sync(asb.get_status) == SandboxStatus.RUNNING
+    assert [line async for line in asb.stream_logs()] == []
 
 
 @pytest.mark.row("S20")
@@ -225,6 +262,20 @@ def test_fix_f_a_sandbox_deleted_while_it_drains_counts_as_gone(gateway: ServedG
     assert sandbox.status in TERMINAL
 
 
+@pytest.mark.row("FIX-F")
+async def test_fix_f_a_sandbox_deleted_while_it_drains_counts_as_gone_async(gateway: ServedGateway) -> None:
+    sandbox = await Sandbox(base_url=gateway.url)
+    assert sandbox.sandbox_id is not None
+    gateway.ending.close()
+    stopping = sandbox.stop(missing_ok=True)
+    await anyio.to_thread.run_sync(gateway.ending.wait_for_arrivals, 1)
+    deleting = Sandbox.delete(sandbox.sandbox_id, base_url=gateway.url)
+    gateway.ending.open()
+    await deleting
+    await stopping
+    assert sandbox.status in TERMINAL
+
+
 @pytest.mark.row("S34")
 def test_s034_wait_returns_the_running_sandbox(home_folder: object) -> None:
     sandbox = Sandbox.run()
@@ -263,6 +314,15 @@ def test_s037_s039_wait_until_complete_fills_returncode(home_folder: object, cod
     assert sandbox.wait_until_complete().result() is sandbox
     assert sandbox.status == SandboxStatus.COMPLETED
     assert sandbox.returncode == code
+
+
+@pytest.mark.row("S37", "S39")
+@pytest.mark.parametrize("code", [0, 3])
+async def test_s037_s039_wait_until_complete_fills_returncode_async(home_folder: object, code: int) -> None:
+    async with Sandbox(command="python", args=["-c", f"raise SystemExit({code})"]) as sandbox:
+        assert await sandbox.wait_until_complete() is sandbox
+        assert sandbox.status == SandboxStatus.COMPLETED
+        assert sandbox.returncode == code
 
 
 @pytest.mark.row("S38")

@@ -113,9 +113,26 @@ def test_fix_s_output_without_newlines_comes_in_bounded_items(home_folder: Path)
     assert max(map(len, items)) < 1024 * 1024 + 256 * 1024
 
 
+@pytest.mark.row("FIX-S")
+async def test_fix_s_output_without_newlines_comes_in_bounded_items_async(home_folder: Path) -> None:
+    async with Sandbox(command="sh", args=["-c", "head -c 2400000 /dev/zero | tr '\\0' x"]) as sandbox:
+        await sandbox.wait_until_complete()
+        items = [item async for item in sandbox.stream_logs()]
+    assert "".join(items) == "x" * 2_400_000
+    assert max(map(len, items)) < 1024 * 1024 + 256 * 1024
+
+
 @pytest.mark.row("FIX-K")
 def test_fix_k_characters_stay_whole(home_folder: Path) -> None:
     assert list(ended(r"printf '\303'; sleep 0.05; printf '\244\n'").stream_logs()) == ["ä\n"]
+
+
+@pytest.mark.row("FIX-K")
+async def test_fix_k_characters_stay_whole_async(home_folder: Path) -> None:
+    script = r"printf '\303'; sleep 0.05; printf '\244\n'"
+    async with Sandbox(command="sh", args=["-c", script]) as sandbox:
+        await sandbox.wait_until_complete()
+        assert [line async for line in sandbox.stream_logs()] == ["ä\n"]
 
 
 def test_bad_arguments_are_refused_at_the_call() -> None:

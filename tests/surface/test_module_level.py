@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import time
+from functools import partial
 from typing import TYPE_CHECKING
 
 import anyio.to_thread
 import pytest
 
 import cwsandbox
-from cwsandbox import Process, Sandbox, SandboxFailedError, SandboxFileError, SandboxStatus
+from cwsandbox import Process, Sandbox, SandboxFailedError, SandboxFileError, SandboxStatus, Session
 from cwsandbox._runtime.scope import running_operations
 
 if TYPE_CHECKING:
@@ -38,6 +39,21 @@ def test_s076_to_s078_s082_wait_for_two_of_four(sb: Sandbox) -> None:
     assert [process.result().stdout for process in done if isinstance(process, Process)] == ["a\n", "b\n"]
     release(*slow)
     assert [process.returncode for process in slow] == [0, 0]
+
+
+@pytest.mark.row("S76", "S77", "S78", "S82")
+async def test_s076_to_s078_s082_a_thread_waits_for_two_of_four_of_a_loop(asb: Sandbox) -> None:
+    slow = [asb.exec(["cat"], stdin=True) for _ in range(2)]
+    quick = [asb.exec(["echo", "a"]), asb.exec(["echo", "b"])]
+    mixed = [slow[0], quick[0], slow[1], quick[1]]
+    done, pending = await anyio.to_thread.run_sync(partial(cwsandbox.wait, mixed, num_returns=2))
+    assert done == quick
+    assert pending == slow
+    assert [(await process).stdout for process in quick] == ["a\n", "b\n"]
+    for process in slow:
+        assert process.stdin is not None
+        await process.stdin.close()
+        assert (await process).returncode == 0
 
 
 @pytest.mark.row("S76")
@@ -70,6 +86,15 @@ def test_s079_wait_returns_by_its_deadline(sb: Sandbox) -> None:
     release(slow)
 
 
+@pytest.mark.row("S79")
+async def test_s079_a_thread_waits_for_what_runs_on_a_loop_by_its_deadline(asb: Sandbox) -> None:
+    slow, quick = asb.exec(["cat"], stdin=True), asb.exec(["true"])
+    await quick
+    waiting = partial(cwsandbox.wait, [slow, quick], timeout=0.1)
+    assert await anyio.to_thread.run_sync(waiting) == ([quick], [slow])
+    assert slow.cancel()
+
+
 def test_waiting_again_and_again_leaves_nothing_behind(sb: Sandbox) -> None:
     slow = held(sb)
     for _ in range(3):
@@ -92,6 +117,18 @@ def test_s080_wait_on_sandboxes_means_running(gateway: ServedGateway) -> None:
         sandbox.stop().result()
 
 
+@pytest.mark.row("S80")
+async def test_s080_a_thread_waits_for_sandboxes_of_a_loop(gateway: ServedGateway) -> None:
+    gateway.making.close()
+    async with Session({"base_url": gateway.url}) as session:
+        sandboxes = [session.sandbox() for _ in range(3)]
+        waiting = partial(cwsandbox.wait, sandboxes, timeout=0.2)
+        assert await anyio.to_thread.run_sync(waiting) == ([], sandboxes)
+        gateway.making.open()
+        assert await anyio.to_thread.run_sync(cwsandbox.wait, sandboxes) == (sandboxes, [])
+        assert {sandbox.status for sandbox in sandboxes} == {SandboxStatus.RUNNING}
+
+
 def test_polling_sees_what_happened_between_two_looks(gateway: ServedGateway) -> None:
     gateway.making.close()
     with Sandbox(base_url=gateway.url) as sandbox, Sandbox(base_url=gateway.url, command="/no/such/program") as broken:
@@ -112,6 +149,15 @@ def test_s081_s082_wait_takes_a_mix(sb: Sandbox) -> None:
     sb.write_file("/tmp/a", b"a").result()
     mix: list[cwsandbox.Waitable] = [sb, sb.read_file("/tmp/a"), sb.exec(["true"])]
     done, pending = cwsandbox.wait(mix)
+    assert all(one is other for one, other in zip(done, mix, strict=True))
+    assert pending == []
+
+
+@pytest.mark.row("S81", "S82")
+async def test_s081_s082_a_thread_waits_for_a_mix_of_a_loop(asb: Sandbox) -> None:
+    await asb.write_file("/tmp/a", b"a")
+    mix: list[cwsandbox.Waitable] = [asb, asb.read_file("/tmp/a"), asb.exec(["true"])]
+    done, pending = await anyio.to_thread.run_sync(cwsandbox.wait, mix)
     assert all(one is other for one, other in zip(done, mix, strict=True))
     assert pending == []
 
@@ -161,6 +207,18 @@ def test_s083_s084_results_of_one_and_of_many(sb: Sandbox) -> None:
     assert cwsandbox.results(sb.read_file(f"/tmp/{n}") for n in range(3)) == [b"0", b"1", b"2"]
     assert cwsandbox.results(sb.exec(["echo", "p"])).stdout == "p\n"
     assert cwsandbox.results([]) == []
+
+
+@pytest.mark.row("S83", "S84")
+async def test_s083_s084_a_thread_takes_results_of_a_loop(asb: Sandbox) -> None:
+    def take() -> tuple[bytes, list[bytes]]:
+        return cwsandbox.results(asb.read_file("/tmp/0")), cwsandbox.results(
+            [asb.read_file(f"/tmp/{n}") for n in range(3)]
+        )
+
+    for n in range(3):
+        await asb.write_file(f"/tmp/{n}", str(n).encode())
+    assert await anyio.to_thread.run_sync(take) == (b"0", [b"0", b"1", b"2"])
 
 
 def test_results_raises_the_first_failure(sb: Sandbox) -> None:

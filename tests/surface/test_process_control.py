@@ -56,6 +56,11 @@ def test_s086_wait_returns_the_exit_code(sb: Sandbox) -> None:
     assert sb.exec(["true"]).wait(timeout=30) == 0
 
 
+@pytest.mark.row("S86")
+async def test_s086_a_thread_waits_for_the_exit_code_of_a_loops_command(asb: Sandbox) -> None:
+    assert await anyio.to_thread.run_sync(asb.exec(["sh", "-c", "exit 5"]).wait) == 5
+
+
 def test_terminate_sends_term(sb: Sandbox) -> None:
     process = started(sb)
     process.terminate()

@@ -110,6 +110,19 @@ def test_s108_close_returns_before_the_sandboxes_ended(gateway: ServedGateway) -
     assert {sandbox.status for sandbox in sandboxes} <= TERMINAL
 
 
+@pytest.mark.row("S108")
+async def test_s108_close_returns_before_the_sandboxes_ended_async(gateway: ServedGateway) -> None:
+    async with Session({"base_url": gateway.url}) as session:
+        sandboxes = [await session.sandbox() for _ in range(2)]
+        gateway.ending.close()
+        closing = session.close()
+        await anyio.to_thread.run_sync(gateway.ending.wait_for_arrivals, 2)
+        assert {sandbox.status for sandbox in sandboxes}.isdisjoint(TERMINAL)
+        gateway.ending.open()
+        await closing
+        assert {sandbox.status for sandbox in sandboxes} <= TERMINAL
+
+
 @pytest.mark.row("S109")
 def test_s109_a_second_close_joins_the_first(gateway: ServedGateway) -> None:
     session = Session({"base_url": gateway.url})

@@ -25,6 +25,16 @@ def test_s057_write_writeline_close(sb: Sandbox) -> None:
     assert process.result().stdout == "hello world\n"
 
 
+@pytest.mark.row("S57", "S61")
+async def test_s057_write_writeline_close_async(asb: Sandbox) -> None:
+    process = asb.exec(["cat"], stdin=True)
+    stdin = writer(process)
+    await stdin.write(b"hello ")
+    await stdin.writeline("world")
+    await stdin.close()
+    assert (await process).stdout == "hello world\n"
+
+
 @pytest.mark.row("S58", "S61")
 async def test_s058_write_writeline_close_async(asb: Sandbox) -> None:
     process = asb.exec(["cat"], stdin=True)
@@ -224,6 +234,17 @@ def test_fix_m_writes_to_an_exec_that_never_ran_fail(home_folder: object) -> Non
         process.result()
     with pytest.raises(SandboxExecutionError):
         writer(process).write(b"x")
+
+
+@pytest.mark.row("FIX-M")
+async def test_fix_m_writes_to_an_exec_that_never_ran_fail_async(home_folder: object) -> None:
+    async with Sandbox() as sandbox:
+        await sandbox.stop()
+        process = sandbox.exec(["cat"], stdin=True)
+        with pytest.raises(SandboxError):
+            await process
+        with pytest.raises(SandboxExecutionError):
+            await writer(process).write(b"x")
 
 
 @pytest.mark.row("FIX-N")

@@ -37,6 +37,22 @@ def test_s053_s056_lines_arrive_before_the_command_ends(sb: Sandbox) -> None:
     assert result.returncode == 0
 
 
+@pytest.mark.row("S53", "S56")
+async def test_s053_s056_lines_arrive_before_the_command_ends_async(asb: Sandbox) -> None:
+    process = asb.exec(["sh", "-c", TURNS], stdin=True)
+    assert process.stdin is not None
+    seen = []
+    async for line in process.stdout:
+        seen.append(line)
+        if line != "done\n":
+            assert process.poll() is None
+            await process.stdin.writeline("go on")
+    assert seen == ["0\n", "1\n", "2\n", "done\n"]
+    result = await process
+    assert result.stdout == "".join(seen)
+    assert result.returncode == 0
+
+
 @pytest.mark.row("S54", "S56", "FIX-H")
 async def test_s054_lines_arrive_promptly_on_an_idle_loop(asb: Sandbox) -> None:
     process = asb.exec(["sh", "-c", TURNS], stdin=True)
@@ -106,6 +122,17 @@ def test_fix_k_a_character_split_over_writes_stays_whole(sb: Sandbox) -> None:
     process.stdin.writeline("").result()
     assert list(process.stdout) == ["ä\n"]
     assert process.result().stdout == "ä\n"
+
+
+@pytest.mark.row("FIX-K")
+async def test_fix_k_a_character_split_over_writes_stays_whole_async(asb: Sandbox) -> None:
+    code = r"printf '\303'; echo half >&2; read x; printf '\244\n'"
+    process = asb.exec(["sh", "-c", code], stdin=True)
+    assert process.stdin is not None
+    assert await anext(process.stderr) == "half\n"
+    await process.stdin.writeline("")
+    assert [line async for line in process.stdout] == ["ä\n"]
+    assert (await process).stdout == "ä\n"
 
 
 def test_stdout_and_stderr_are_independent(sb: Sandbox) -> None:
