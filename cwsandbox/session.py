@@ -18,6 +18,7 @@ from cwsandbox._exit import expect, expect_no_more, hold, release, remove_handle
 from cwsandbox._listing import ListQuery, with_terminated
 from cwsandbox._metrics import Metrics
 from cwsandbox._operate import SharedOperation, operate
+from cwsandbox._runtime._loops import background
 from cwsandbox._runtime.portal import portal_scope
 from cwsandbox._validate import check_id, check_strings, makes_decorators, profiles_of
 from cwsandbox.defaults import SandboxDefaults
@@ -477,17 +478,9 @@ class Session:
 async def _stop_all(sandboxes: builtins.list[Sandbox]) -> SandboxError | None:
     """Stop all that can be stopped; the failures, if there are any, as one error."""
     errors: list[Exception] = []
-
-    async def stop(sandbox: Sandbox) -> None:
-        try:
-            # Not as an operation of its own: at exit the scope takes no more of them. What was deleted is gone, too.
-            await sandbox._stop(missing_ok=True)
-        except Exception as error:
-            errors.append(error)
-
     async with anyio.create_task_group() as tasks:
         for sandbox in sandboxes:
-            tasks.start_soon(stop, sandbox)
+            tasks.start_soon(_stop_one, sandbox, errors)
     for sandbox in sandboxes:
         release(sandbox._core)
     if not errors:
@@ -495,6 +488,15 @@ async def _stop_all(sandboxes: builtins.list[Sandbox]) -> SandboxError | None:
     failure = SandboxError(f"{len(errors)} of {len(sandboxes)} sandboxes could not be stopped: {errors[0]}")
     failure.__cause__ = ExceptionGroup("sandboxes could not be stopped", errors)
     return failure
+
+
+@background
+async def _stop_one(sandbox: Sandbox, errors: list[Exception]) -> None:
+    try:
+        # Not as an operation of its own: at exit the scope takes no more of them. What was deleted is gone, too.
+        await sandbox._stop(missing_ok=True)
+    except Exception as error:
+        errors.append(error)
 
 
 def _wants_reports(report_to: Sequence[str] | None) -> bool:

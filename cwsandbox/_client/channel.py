@@ -21,6 +21,7 @@ from attrs import frozen
 
 from cwsandbox._client.errors import TransportError, request_timed_out, unreachable
 from cwsandbox._client.stream import ClientStream, Exited, Lost, Outcome, Refused, Signaled
+from cwsandbox._runtime._loops import background
 from cwsandbox.exceptions import CWSandboxError, SandboxUnavailableError
 from cwsandbox.wire.channel import (
     Channel,
@@ -192,6 +193,7 @@ class ExecChannel:
 
     # Connections
 
+    @background
     async def _run(self) -> None:
         """Keep a connection while streams need one. Raises nothing but cancellation."""
         with self._life:
@@ -284,6 +286,7 @@ class ExecChannel:
             tasks.start_soon(self._until_failure, tasks.cancel_scope, self._write, socket, connection.instance)
             tasks.start_soon(self._until_failure, tasks.cancel_scope, self._watch)
 
+    @background
     async def _until_failure(self, scope: anyio.CancelScope, part: Callable[..., Awaitable[None]], *args: Any) -> None:
         try:
             await part(*args)

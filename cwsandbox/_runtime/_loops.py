@@ -6,15 +6,20 @@ cannot be running, so asking ``sys.modules`` is enough.
 
 from __future__ import annotations
 
+import contextlib
 import contextvars
 import sys
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from anyio import RunFinishedError
 from anyio.lowlevel import EventLoopToken, current_token
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
+
+F = TypeVar("F", bound="Callable[..., Awaitable[Any]]")
+
+_not_yet_protected: list[Callable[..., Awaitable[Any]]] = []
 
 # asyncio keeps only weak references to tasks; a host task has nobody else who would hold it.
 _host_tasks: set[Any] = set()
@@ -90,6 +95,26 @@ class LoopHandle:
         return True
 
 
+def background(async_fn: F) -> F:
+    """Mark the body of a task of ours: Ctrl-C is for the program's own tasks.
+
+    Trio raises KeyboardInterrupt in whatever runs at that moment, child tasks of its system tasks included, if their
+    code is not protected: a connection would end by it, and the program would go on as if nothing had been typed.
+    """
+    _not_yet_protected.append(async_fn)
+    if "trio" in sys.modules:
+        _protect()
+    return async_fn
+
+
+def _protect() -> None:
+    """Have trio's handler of Ctrl-C know the marked functions; it then tells the program's main task."""
+    protect = getattr(getattr(sys.modules["trio"], "lowlevel", None), "enable_ki_protection", None)
+    while protect is not None and _not_yet_protected:
+        with contextlib.suppress(IndexError):  # Another thread took it.
+            protect(_not_yet_protected.pop())
+
+
 def start_host_task(async_fn: Callable[..., Awaitable[None]], *args: Any, name: str) -> None:
     """Run ``async_fn(*args)`` as a task of the running loop itself, a child of nobody.
 
@@ -97,6 +122,7 @@ def start_host_task(async_fn: Callable[..., Awaitable[None]], *args: Any, name: 
     system tasks. ``async_fn`` must not raise: nobody would see it on asyncio, and trio would stop the program.
     """
     if LoopHandle.current()._is_trio:
+        _protect()
         trio = sys.modules["trio"]
         trio.lowlevel.spawn_system_task(async_fn, *args, name=name, context=contextvars.copy_context())
         return

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, Generic, NoReturn, TypeVar
 import anyio
 from attrs import define, field
 
-from cwsandbox._runtime._loops import LoopHandle, start_host_task
+from cwsandbox._runtime._loops import LoopHandle, background, start_host_task
 from cwsandbox._runtime.latch import Latch, check_process, fork_count
 from cwsandbox._runtime.operation import OperationRef, Outcome
 
@@ -293,6 +293,7 @@ class Scope:
         assert self._tasks is not None
         ref._attach(self._tasks.start_soon(self._run, ref, fn, args, name=name or getattr(fn, "__qualname__", None)))
 
+    @background
     async def _run(self, ref: OperationRef[T], fn: Callable[..., Awaitable[T]], args: tuple[Any, ...]) -> None:
         # Everything ends here, cancellation too: the task ends with this function, so there is nothing left to unwind,
         # while a cancellation that came out of nowhere (an asyncio future that somebody cancelled) would cancel the
@@ -391,6 +392,7 @@ class Scope:
         entry.opened._attach(self._tasks.start_soon(self._hold_connection, key, entry, name=f"connection {key}"))
         return entry
 
+    @background
     async def _hold_connection(self, key: Hashable, entry: _Connection[Any]) -> None:
         error: BaseException | None = None
         try:
@@ -482,6 +484,7 @@ class Scope:
             for cleanup in list(self._cleanups):
                 group.start_soon(self._run_cleanup, cleanup)
 
+    @background
     async def _run_cleanup(self, cleanup: Cleanup) -> None:
         try:
             await cleanup.fn()

@@ -275,6 +275,27 @@ def test_ctrl_c_in_run_blocking_cancels_waits_and_is_raised() -> None:
     check(done, 0, "operation ended", "raised")
 
 
+def test_ctrl_c_while_a_task_of_ours_runs_is_for_the_programs_main_task() -> None:
+    # Trio raises it in the task that runs at that moment, unless that is protected.
+    done = run_script("""
+        async def interrupted():
+            signal.raise_signal(signal.SIGINT)
+            return "unharmed"
+
+        async def main():
+            async with Scope("one") as scope:
+                ref = scope.start(interrupted)
+                try:
+                    await anyio.sleep_forever()
+                except KeyboardInterrupt:
+                    say("main")
+                say(await ref)
+
+        anyio.run(main, backend="trio")
+    """)
+    check(done, 0, "main", "unharmed")
+
+
 def test_ctrl_c_while_run_blocking_hands_the_operation_over() -> None:
     done = run_script("""
         start = Scope.start

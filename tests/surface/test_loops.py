@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 import anyio
 import anyio.to_thread
 import pytest
+import trio
 
 from cwsandbox import (
     OperationRef,
@@ -25,6 +26,7 @@ from cwsandbox import (
     StreamReader,
     _exit,
 )
+from cwsandbox._exec import ExecOperation
 from tests.support.clients import run_client
 
 if TYPE_CHECKING:
@@ -235,3 +237,22 @@ async def test_nothing_is_left_on_the_loop_after_leaving(home_folder: object) ->
             await sandbox.exec(["true"])
         counts.append(len(os.listdir("/proc/self/fd")))
     assert counts[-1] <= counts[0]  # Fewer if something of an earlier test was collected meanwhile.
+
+
+@pytest.mark.parametrize("anyio_backend", ["trio"])  # asyncio's runner always cancels the main task.
+async def test_ctrl_c_does_not_hit_what_serves_the_program(
+    home_folder: object, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    protected: list[bool] = []
+    data = ExecOperation.data
+
+    def look(self: ExecOperation, code: int, received: bytes) -> None:
+        protected.append(trio.lowlevel.currently_ki_protected())
+        data(self, code, received)
+
+    monkeypatch.setattr(ExecOperation, "data", look)
+    async with Sandbox() as sandbox:
+        assert not trio.lowlevel.currently_ki_protected()
+        assert (await sandbox.exec(["echo", "x"])).stdout == "x\n"
+    assert protected
+    assert all(protected)
