@@ -121,8 +121,8 @@ def parse_address(url: str) -> Address:
         return EMBEDDED
     try:
         parts = urlsplit(url)
-    except ValueError as error:  # The URL, which may hold a secret, is in neither.
-        raise ValueError(f"the base URL cannot be read: {error}") from None
+    except ValueError:  # Whose message may repeat the part of the URL that holds a secret.
+        raise ValueError("the base URL cannot be read; write it as https://HOST, or https://HOST:PORT") from None
     if parts.username is not None or parts.password is not None:
         # The URL is not repeated in the message: it holds a secret.
         raise ValueError(f"the base URL must not carry credentials; set {API_KEY_VARIABLE} instead")

@@ -79,6 +79,13 @@ def test_credentials_in_a_url_are_refused_and_not_repeated() -> None:
     assert "hunter2" not in str(caught.value)
 
 
+def test_a_url_that_cannot_be_read_is_not_repeated_as_pythons_own_message_does() -> None:
+    with pytest.raises(ValueError, match="https://HOST") as caught:
+        resolve_address("https://me:hunter2@ex\N{ACCOUNT OF}mple.com", env={})
+    assert "hunter2" not in str(caught.value)
+    assert caught.value.__suppress_context__
+
+
 def test_the_hosted_service_is_an_error_that_names_both_ways_out() -> None:
     with pytest.raises(CWSandboxError) as caught:
         resolve_address(env={"CWSANDBOX_API_KEY": "secret"})
