@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any, Final
 import anyio
 import uvicorn
 from uvicorn.protocols.websockets.websockets_sansio_impl import WebSocketsSansIOProtocol
+from websockets.exceptions import InvalidState
 
 from cwsandbox.gateway.auth import Peer
 from cwsandbox.gateway.pulse import Pulse
@@ -108,6 +109,12 @@ def _websocket_protocol(connections: Connections) -> type[asyncio.Protocol]:
         def connection_lost(self, exc: Exception | None) -> None:
             super().connection_lost(exc)
             connections.add(-1)
+
+        def shutdown(self) -> None:
+            # A client's closing frame may just have been answered: its connection waits to be written out, and uvicorn
+            # would send a closing frame of its own, which is an error there and would keep it from telling the others.
+            with contextlib.suppress(InvalidState):
+                super().shutdown()
 
     return GatewayWebSocketProtocol
 
