@@ -19,7 +19,7 @@ from cwsandbox.cli.parameters import output_option
 from cwsandbox.cli.running import run_attended
 
 if TYPE_CHECKING:
-    from cwsandbox.runners.base import Capabilities
+    from cwsandbox.runners.specs import Capabilities
 
 _SETTINGS: Final = (
     "kernel.unprivileged_userns_clone",
@@ -56,7 +56,7 @@ def doctor(output: str) -> int:
 def _examine() -> dict[str, Any]:
     from cwsandbox._client.folders import prepare_folders
     from cwsandbox.exceptions import CWSandboxError
-    from cwsandbox.runners.base import RunnerError
+    from cwsandbox.runners.errors import RunnerError
 
     try:
         folders = prepare_folders()
@@ -76,8 +76,8 @@ async def _try_out(state: Path, runtime: Path, isolation: str) -> dict[str, Any]
     """Make a sandbox and run a command in it."""
     import anyio
 
-    from cwsandbox.runners.base import BoxSpec, ExecSpec
     from cwsandbox.runners.local.runner import LocalRunner
+    from cwsandbox.runners.specs import BoxSpec, ExecSpec
 
     # What the runner has to say is in the report.
     logging.getLogger("cwsandbox.runner").addHandler(logging.NullHandler())
@@ -93,8 +93,8 @@ async def _try_out(state: Path, runtime: Path, isolation: str) -> dict[str, Any]
 
 
 def _report(capabilities: Capabilities | None, notice: str, *, problem: str | None) -> dict[str, Any]:
-    from cwsandbox.runners.base import IsolationLevel
     from cwsandbox.runners.local import cgroups, probe
+    from cwsandbox.runners.specs import IsolationLevel
 
     weak = capabilities is None or capabilities.isolation is not IsolationLevel.NAMESPACES
     enforced = capabilities.enforced_limits if capabilities is not None else frozenset()

@@ -17,7 +17,8 @@ from cwsandbox.gateway.config import DEFAULT_PROFILE
 from cwsandbox.gateway.egress.proxy import proxy_environment
 from cwsandbox.gateway.errors import StatusError, error, invalid
 from cwsandbox.gateway.network import INTERNET
-from cwsandbox.runners.base import BoxSpec, FileMount, ImageNotFoundError, IsolationUnavailableError, RunnerError
+from cwsandbox.runners.errors import ImageNotFoundError, IsolationUnavailableError, RunnerError
+from cwsandbox.runners.specs import BoxSpec, FileMount
 from cwsandbox.wire.errors import Code, Reason
 
 if TYPE_CHECKING:
@@ -25,7 +26,8 @@ if TYPE_CHECKING:
 
     from cwsandbox.gateway.config import Configuration, Profile
     from cwsandbox.gateway.network import Network
-    from cwsandbox.runners.base import Capabilities, Runner
+    from cwsandbox.runners.base import Runner
+    from cwsandbox.runners.specs import Capabilities
     from cwsandbox.wire.resources import Container, LimitHold, SandboxSpec
 
 _LIFETIME_SECONDS: Final = 30 * 24 * 3600

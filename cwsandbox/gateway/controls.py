@@ -7,12 +7,13 @@ import signal
 from collections import deque
 from typing import TYPE_CHECKING, Any, Final
 
-from cwsandbox.runners.base import RunnerError
+from cwsandbox.runners.errors import RunnerError
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Coroutine
 
-    from cwsandbox.runners.base import Command, TerminalSize
+    from cwsandbox.runners.base import Command
+    from cwsandbox.runners.specs import TerminalSize
 
 _log = logging.getLogger(__name__)
 

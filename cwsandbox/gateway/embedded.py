@@ -32,7 +32,7 @@ from cwsandbox.gateway.network import Network
 from cwsandbox.gateway.reaper import reap
 from cwsandbox.gateway.service import Directories, Limits, Service
 from cwsandbox.gateway.store import Store
-from cwsandbox.runners.base import RunnerError
+from cwsandbox.runners.errors import RunnerError
 from cwsandbox.wire.frames import PROTOCOL_VERSION
 
 if TYPE_CHECKING:

@@ -32,14 +32,8 @@ from cwsandbox.gateway.errors import StatusError, error, invalid, not_running
 from cwsandbox.gateway.pulse import Pulse
 from cwsandbox.gateway.stdin import StdinFeeder
 from cwsandbox.gateway.streamtask import StreamTask
-from cwsandbox.runners.base import (
-    BoxGoneError,
-    CommandNotStartedError,
-    CommandTooLargeError,
-    ExecSpec,
-    RunnerError,
-    TerminalSize,
-)
+from cwsandbox.runners.errors import BoxGoneError, CommandNotStartedError, CommandTooLargeError, RunnerError
+from cwsandbox.runners.specs import ExecSpec, TerminalSize
 from cwsandbox.wire.channel import Stream, StreamKind
 from cwsandbox.wire.errors import Code, Reason
 from cwsandbox.wire.flow import SendFlow

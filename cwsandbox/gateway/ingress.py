@@ -18,7 +18,7 @@ from attrs import frozen
 
 from cwsandbox.gateway.errors import error
 from cwsandbox.gateway.relay import connection_slots, relay, take_connections
-from cwsandbox.runners.base import RunnerError
+from cwsandbox.runners.errors import RunnerError
 from cwsandbox.runners.sockets import SocketStream
 from cwsandbox.wire.errors import Code, Reason
 
@@ -26,7 +26,8 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
     from contextlib import AbstractContextManager
 
-    from cwsandbox.runners.base import Box, Connection, Port
+    from cwsandbox.runners.base import Box, Connection
+    from cwsandbox.runners.specs import Port
 
 _log = logging.getLogger(__name__)
 

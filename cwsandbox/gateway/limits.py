@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Final
 import attrs
 
 from cwsandbox.gateway.errors import StatusError, error, invalid
-from cwsandbox.runners.base import Limits, Requests
+from cwsandbox.runners.specs import Limits, Requests
 from cwsandbox.wire.errors import Code, Reason
 from cwsandbox.wire.quantity import parse_quantity
 from cwsandbox.wire.resources import LimitHold, ResourceRequirements, Resources
@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
 
     from cwsandbox.gateway.config import ProfileLimits
-    from cwsandbox.runners.base import Capabilities
+    from cwsandbox.runners.specs import Capabilities
     from cwsandbox.wire.resources import Container, SandboxSpec
 
 _SCALES: Final = {"cpu": 1000, "memory": 1}

@@ -14,7 +14,8 @@ from cwsandbox.gateway.egress.dialing import Dialer
 from cwsandbox.gateway.egress.policy import Policy
 from cwsandbox.gateway.errors import StatusError, error, invalid
 from cwsandbox.gateway.ingress import Door, close_doors, open_doors, serve_doors
-from cwsandbox.runners.base import BoxNetwork, Port, RunnerError
+from cwsandbox.runners.errors import RunnerError
+from cwsandbox.runners.specs import BoxNetwork, Port
 from cwsandbox.wire.errors import Code, Reason
 from cwsandbox.wire.resources import ExposedPort, ServiceProtocol
 
@@ -22,7 +23,8 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
     from contextlib import AbstractContextManager
 
-    from cwsandbox.runners.base import Box, Capabilities
+    from cwsandbox.runners.base import Box
+    from cwsandbox.runners.specs import Capabilities
     from cwsandbox.wire.resources import SandboxSpec
 
 _log = logging.getLogger(__name__)

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Final
 
 import anyio
 
-from cwsandbox.runners.base import BoxGoneError
+from cwsandbox.runners.errors import BoxGoneError
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable

@@ -16,7 +16,7 @@ from attrs import define, field
 
 from cwsandbox.gateway.lifecycle import TERMINAL, Trigger, next_state
 from cwsandbox.gateway.pulse import Pulse
-from cwsandbox.runners.base import BoxGoneError, RunnerError
+from cwsandbox.runners.errors import BoxGoneError, RunnerError
 from cwsandbox.wire.resources import State
 
 if TYPE_CHECKING:
@@ -25,7 +25,8 @@ if TYPE_CHECKING:
 
     from cwsandbox.gateway.mainlog import MainLog
     from cwsandbox.gateway.network import SandboxNetwork
-    from cwsandbox.runners.base import Box, BoxSpec, ExitStatus, Runner
+    from cwsandbox.runners.base import Box, Runner
+    from cwsandbox.runners.specs import BoxSpec, ExitStatus
     from cwsandbox.wire.resources import ExposedPort, LimitHold, SandboxSpec
 
 _log = logging.getLogger(__name__)

@@ -31,7 +31,7 @@ from cwsandbox.gateway.network import Network, SandboxNetwork
 from cwsandbox.gateway.pulse import Pulse
 from cwsandbox.gateway.registry import PeerProcess, StreamRegistry
 from cwsandbox.gateway.sandbox import LiveSandbox, Record
-from cwsandbox.runners.base import RunnerError
+from cwsandbox.runners.errors import RunnerError
 from cwsandbox.wire.errors import Code, Reason
 from cwsandbox.wire.resources import State
 

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 import anyio
 
-from cwsandbox.runners.base import BoxGoneError
+from cwsandbox.runners.errors import BoxGoneError
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Coroutine

@@ -17,7 +17,7 @@ import anyio
 from cwsandbox.gateway.errors import StatusError, error, not_running
 from cwsandbox.gateway.pulse import Pulse
 from cwsandbox.gateway.streamtask import StreamTask
-from cwsandbox.runners.base import BoxGoneError, RunnerError
+from cwsandbox.runners.errors import BoxGoneError, RunnerError
 from cwsandbox.wire.errors import Code, Reason
 
 if TYPE_CHECKING:

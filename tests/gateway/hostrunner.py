@@ -17,28 +17,17 @@ import anyio.abc
 import anyio.lowlevel
 from anyio.streams.buffered import BufferedByteReceiveStream
 
-from cwsandbox.runners.base import (
-    Box,
-    BoxGoneError,
-    BoxSpec,
-    Capabilities,
-    CommandNotStartedError,
-    Connection,
-    ExecSpec,
-    ExitStatus,
-    IsolationLevel,
-    Listener,
-    RunnerError,
-    TerminalSize,
-)
+from cwsandbox.runners.errors import BoxGoneError, CommandNotStartedError, RunnerError
 from cwsandbox.runners.local import fileops
 from cwsandbox.runners.local.filejob import read_info, request_body
+from cwsandbox.runners.specs import BoxSpec, Capabilities, ExecSpec, ExitStatus, IsolationLevel, TerminalSize
 from cwsandbox.wire.streams import FileAction
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
     from types import TracebackType
 
+    from cwsandbox.runners.base import Box, Connection, Listener
     from cwsandbox.wire.streams import FileInfo, FilesOpen
 
 

@@ -9,7 +9,7 @@ import pytest
 
 from cwsandbox.gateway.config import Configuration, Profile, ProfileLimits, RunnerTable
 from cwsandbox.gateway.errors import StatusError
-from cwsandbox.runners.base import ImageNotFoundError, IsolationUnavailableError, RunnerError
+from cwsandbox.runners.errors import ImageNotFoundError, IsolationUnavailableError, RunnerError
 from cwsandbox.wire.errors import Code, Reason, Status
 from cwsandbox.wire.resources import LimitHold, NetworkOptions, ResourceRequirements, Resources
 from tests.gateway.conftest import ME, World, open_world, spec_of

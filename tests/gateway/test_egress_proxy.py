@@ -18,11 +18,13 @@ from cwsandbox.gateway.egress.policy import Allowed, Policy
 from cwsandbox.gateway.egress.proxy import _serve
 from cwsandbox.gateway.egress.target import Target
 from cwsandbox.gateway.relay import take_connections
-from cwsandbox.runners.base import BoxGoneError, Connection
+from cwsandbox.runners.errors import BoxGoneError
 from cwsandbox.runners.sockets import SocketStream
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine
+
+    from cwsandbox.runners.base import Connection
 
     Script = Callable[[SocketStream], Coroutine[Any, Any, None]]
 

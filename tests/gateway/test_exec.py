@@ -7,7 +7,8 @@ import pytest
 
 from cwsandbox.gateway.controls import Controls
 from cwsandbox.gateway.stdin import StdinFeeder
-from cwsandbox.runners.base import BoxGoneError, TerminalSize
+from cwsandbox.runners.errors import BoxGoneError
+from cwsandbox.runners.specs import TerminalSize
 from cwsandbox.wire.errors import Code, Reason
 from cwsandbox.wire.streams import SandboxInfo
 from tests.gateway.conftest import World, execute

@@ -13,8 +13,8 @@ import pytest
 from cwsandbox.gateway.errors import StatusError
 from cwsandbox.gateway.ingress import open_doors, serve_doors
 from cwsandbox.gateway.network import Network
-from cwsandbox.runners.base import BoxNetwork, Capabilities, IsolationLevel, Port
 from cwsandbox.runners.sockets import SocketStream
+from cwsandbox.runners.specs import BoxNetwork, Capabilities, IsolationLevel, Port
 from cwsandbox.wire import channel as wire
 from cwsandbox.wire.errors import Code
 from cwsandbox.wire.resources import Container, NetworkOptions, SandboxSpec, Service, ServiceProtocol

@@ -14,7 +14,7 @@ from cwsandbox.gateway import reaper
 from cwsandbox.gateway.execution import Note
 from cwsandbox.gateway.service import Limits
 from cwsandbox.gateway.store import Store
-from cwsandbox.runners.base import ExecSpec
+from cwsandbox.runners.specs import ExecSpec
 from cwsandbox.wire.errors import Code
 from cwsandbox.wire.resources import State
 from tests.gateway.conftest import ME, execute, open_world, spec_of

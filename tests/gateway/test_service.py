@@ -11,7 +11,7 @@ import pytest
 from cwsandbox.gateway.errors import StatusError
 from cwsandbox.gateway.records import ListFilter
 from cwsandbox.gateway.service import Limits
-from cwsandbox.runners.base import BoxSpec, ImageNotFoundError, RunnerError
+from cwsandbox.runners.errors import ImageNotFoundError, RunnerError
 from cwsandbox.wire.errors import Code, Reason
 from cwsandbox.wire.resources import State
 from tests.gateway.conftest import ME, World, open_world, spec_of
@@ -20,6 +20,8 @@ from tests.gateway.hostrunner import HostBox, HostRunner
 if TYPE_CHECKING:
     from collections.abc import Callable
     from pathlib import Path
+
+    from cwsandbox.runners.specs import BoxSpec
 
 
 async def ended(world: World, sandbox_id: str) -> State:

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 import anyio
 
 from cwsandbox.gateway.service import Limits
-from cwsandbox.runners.base import TerminalSize as RunnerSize
+from cwsandbox.runners.specs import TerminalSize as RunnerSize
 from cwsandbox.wire.channel import StreamKind
 from cwsandbox.wire.streams import ExecOpen, TerminalSize
 from tests.gateway.conftest import World, open_world

@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from cwsandbox.runners.base import BoxSpec, FileMount
 from cwsandbox.runners.local.runner import LocalRunner
+from cwsandbox.runners.specs import BoxSpec, FileMount
 from tests.runners.support import read_until, shell
 
 if TYPE_CHECKING:

@@ -14,8 +14,9 @@ from typing import TYPE_CHECKING, TypeAlias
 import anyio
 import pytest
 
-from cwsandbox.runners.base import ExecSpec, ExitStatus, RunnerError
+from cwsandbox.runners.errors import RunnerError
 from cwsandbox.runners.local.box import LocalBox
+from cwsandbox.runners.specs import ExecSpec, ExitStatus
 from cwsandbox.wire.codec import PosixPath
 from cwsandbox.wire.streams import FileAction, FilesOpen
 from tests.support.processes import assert_gone, wait_ended
@@ -111,10 +112,17 @@ async def run(
 
 
 async def check_full_and_emptied(box: Box, hog: Command) -> None:
-    """While `hog` takes all processes of its box, a command is told so; without it there is room."""
+    """While `hog` takes all processes of its box, a command is told so; without it there is room.
+
+    What is started here counts too and may have kept the hog from the last one: one with an input is asked to try again
+    with a line, and says with one that it has.
+    """
     with anyio.fail_after(FINISH_SECONDS):
         with pytest.raises(RunnerError, match="out of processes"):
             while True:
+                if hog.stdin is not None:
+                    await hog.stdin.send(b"\n")
+                    await read_until(hog.stdout, b"\n")
                 command = await box.exec(ExecSpec(exec_id(), ("true",)))
                 await command.wait()
                 command.forget()

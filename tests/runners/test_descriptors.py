@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from cwsandbox.runners.base import ExecSpec, ExitStatus, RunnerError
+from cwsandbox.runners.errors import RunnerError
+from cwsandbox.runners.specs import ExecSpec, ExitStatus
 from tests.runners.support import exec_id, input_of, read_all, run, shell
 from tests.support.levels import needs_descriptors
 

@@ -13,17 +13,11 @@ import anyio
 import anyio.lowlevel
 import pytest
 
-from cwsandbox.runners.base import (
-    BoxGoneError,
-    CommandNotStartedError,
-    CommandTooLargeError,
-    ExecSpec,
-    IsolationLevel,
-    Limits,
-)
+from cwsandbox.runners.errors import BoxGoneError, CommandNotStartedError, CommandTooLargeError
 from cwsandbox.runners.local import box as box_module
 from cwsandbox.runners.local.link import connect
 from cwsandbox.runners.local.protocol import INLINE_FILE_BYTES
+from cwsandbox.runners.specs import ExecSpec, IsolationLevel, Limits
 from tests.runners.conftest import box_spec
 from tests.runners.liar import SURVIVORS
 from tests.runners.support import (

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from cwsandbox.runners.base import IsolationLevel, Limits
+from cwsandbox.runners.specs import IsolationLevel, Limits
 from tests.runners.conftest import box_spec
 from tests.runners.support import (
     python,

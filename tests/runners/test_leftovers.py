@@ -12,15 +12,8 @@ from typing import TYPE_CHECKING
 import anyio
 import pytest
 
-from cwsandbox.runners.base import (
-    CommandNotStartedError,
-    ExecSpec,
-    ExitStatus,
-    FileMount,
-    ImageNotFoundError,
-    Limits,
-    RunnerError,
-)
+from cwsandbox.runners.errors import CommandNotStartedError, ImageNotFoundError, RunnerError
+from cwsandbox.runners.specs import ExecSpec, ExitStatus, FileMount, Limits
 from tests.runners.conftest import box_spec
 from tests.runners.support import (
     FINISH_SECONDS,

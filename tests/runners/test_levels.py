@@ -13,14 +13,8 @@ from typing import TYPE_CHECKING
 import anyio
 import pytest
 
-from cwsandbox.runners.base import (
-    BoxGoneError,
-    BoxNetwork,
-    BoxSpec,
-    ExitStatus,
-    IsolationLevel,
-    IsolationUnavailableError,
-)
+from cwsandbox.runners.errors import BoxGoneError, IsolationUnavailableError
+from cwsandbox.runners.specs import BoxNetwork, BoxSpec, ExitStatus, IsolationLevel
 from cwsandbox.wire.packing import pack
 from tests.runners.confined import USER
 from tests.runners.conftest import box_spec

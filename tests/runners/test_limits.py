@@ -9,12 +9,12 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from cwsandbox.runners.base import ExecSpec, IsolationLevel, Limits, Requests
 from cwsandbox.runners.local import cgroups
 from cwsandbox.runners.local.cgroups import Cgroups, find_cgroups
 from cwsandbox.runners.local.runner import LocalRunner
 from cwsandbox.runners.local.warden import Gate
 from cwsandbox.runners.local.zygote import make_cgroups
+from cwsandbox.runners.specs import ExecSpec, IsolationLevel, Limits, Requests
 from tests.runners.conftest import box_spec
 from tests.runners.support import check_full_and_emptied, python, read_until, run, shell, until_ended
 from tests.support.processes import descendants
@@ -28,20 +28,19 @@ if TYPE_CHECKING:
 
 MIB = 1024**2
 TAKE = "import sys; bytearray(int(sys.argv[1]) << 20); print('had it')"
-# Starts 30 sleeps and no more, whatever holds it; prints how many it got, and ends them.
+# Starts 30 sleeps and no more, whatever holds it; prints how many it got, and again for every line it reads.
 THIRTY = """
-import subprocess, sys
+import contextlib, subprocess, sys
 started = []
-try:
-    for _ in range(30):
-        try:
-            started.append(subprocess.Popen(["sleep", "60"]))
-        except InterruptedError:  # Which a warden's answer may be.
-            pass
-except BlockingIOError:
-    pass
-print(len(started), flush=True)
-input() if "stay" in sys.argv else None
+def fill():
+    with contextlib.suppress(BlockingIOError):
+        while len(started) < 30:
+            with contextlib.suppress(InterruptedError):  # Which a warden's answer may be.
+                started.append(subprocess.Popen(["sleep", "60"]))
+    print(len(started), flush=True)
+fill()
+for _ in sys.stdin:
+    fill()
 for each in started:
     each.kill()
     each.wait()
@@ -92,8 +91,7 @@ async def test_without_namespaces_and_cgroups_processes_are_counted_all_the_same
 async def test_a_full_box_without_namespaces_says_so_and_can_still_be_emptied(bare: LocalRunner) -> None:
     box = await bare.create(box_spec(limits=Limits(processes=20)))
     try:
-        hog = await box.exec(ExecSpec("hog", ("python3", "-c", THIRTY, "stay"), stdin=True))
-        await read_until(hog.stdout, b"\n")  # What the check starts counts too, and would stop the hog too early.
+        hog = await box.exec(ExecSpec("hog", ("python3", "-c", THIRTY), stdin=True))
         await check_full_and_emptied(box, hog)
     finally:
         await box.stop(0)
@@ -102,7 +100,7 @@ async def test_a_full_box_without_namespaces_says_so_and_can_still_be_emptied(ba
 async def test_boxes_do_not_count_for_each_other(bare: LocalRunner) -> None:
     first, second = [await bare.create(box_spec(limits=Limits(processes=20))) for _ in range(2)]
     try:
-        hog = await first.exec(ExecSpec("hog", ("python3", "-c", THIRTY, "stay"), stdin=True))
+        hog = await first.exec(ExecSpec("hog", ("python3", "-c", THIRTY), stdin=True))
         await read_until(hog.stdout, b"\n")
         assert 10 <= int((await python(second, THIRTY)).text) < 20
         await hog.kill()
@@ -162,16 +160,19 @@ async def test_where_no_warden_can_be_had_that_is_said(
 def test_a_gate_counts_only_when_what_it_allowed_is_used_up(monkeypatch: pytest.MonkeyPatch) -> None:
     counts = []
     below, takes = 3, 0.0
-    now = [1.0]
+    now, spent = [1.0], [5.0]
 
     class Tree:
         def tasks_below(self, pid: int) -> int:
             counts.append(pid)
+            now[0] += 3.0  # The machine is busy: that alone is no reason not to count again.
+            spent[0] += takes
             now[0] += takes
             return below
 
     monkeypatch.setattr("cwsandbox.runners.local.warden.ProcessTree", Tree)
     monkeypatch.setattr(time, "monotonic", lambda: now[0])
+    monkeypatch.setattr(time, "thread_time", lambda: spent[0])
     gate = Gate(agent=77, most=4)
     assert [gate.admits(99) for _ in range(2)] == [True, True]
     assert counts == [77]
@@ -184,8 +185,10 @@ def test_a_gate_counts_only_when_what_it_allowed_is_used_up(monkeypatch: pytest.
     assert not gate.admits(77)  # But what the agent is told is true.
     assert counts == [77] * 6
     now[0] += 2
-    below = 1
+    below = 4
     assert gate.admits(99)
+    assert gate.admits(99)  # A long count that found room is: who just left it may have ended.
+    assert counts == [77] * 8
 
 
 # Memory of each process.

@@ -7,8 +7,8 @@ from pathlib import Path
 
 import anyio
 
-from cwsandbox.runners.base import BoxSpec, ExecSpec, Limits
 from cwsandbox.runners.local.runner import LocalRunner
+from cwsandbox.runners.specs import BoxSpec, ExecSpec, Limits
 
 
 async def main(state_dir: str, runtime_dir: str, word: str) -> None:

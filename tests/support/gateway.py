@@ -34,7 +34,8 @@ if TYPE_CHECKING:
     from starlette.types import ASGIApp, Receive, Scope, Send
 
     from cwsandbox.gateway.network import Network
-    from cwsandbox.runners.base import Box, BoxSpec, Capabilities, Runner
+    from cwsandbox.runners.base import Box, Runner
+    from cwsandbox.runners.specs import BoxSpec, Capabilities
 
 Isolation = Literal["auto", "namespaces", "process"]
 ARRIVAL_SECONDS = 30.0

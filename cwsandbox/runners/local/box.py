@@ -14,20 +14,14 @@ import anyio
 import anyio.lowlevel
 import anyio.to_thread
 
-from cwsandbox.runners.base import (
-    BoxGoneError,
-    CommandNotStartedError,
-    CommandTooLargeError,
-    ExecSpec,
-    IsolationLevel,
-    RunnerError,
-)
+from cwsandbox.runners.errors import BoxGoneError, CommandNotStartedError, CommandTooLargeError, RunnerError
 from cwsandbox.runners.local import connecting, protocol
 from cwsandbox.runners.local.command import LocalCommand
 from cwsandbox.runners.local.filejob import FinishedFileJob, LocalFileJob, begin_job, read_info, request_body
 from cwsandbox.runners.local.link import Link, LinkClosedError
 from cwsandbox.runners.local.transfers import FileWriter, InlineFile, OpenFile, only_file
 from cwsandbox.runners.local.trees import remove_tree
+from cwsandbox.runners.specs import ExecSpec, IsolationLevel
 from cwsandbox.wire.opening import is_exec_id
 from cwsandbox.wire.streams import FileAction
 

@@ -11,7 +11,7 @@ from attrs import field, frozen
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-    from cwsandbox.runners.base import Limits, Requests
+    from cwsandbox.runners.specs import Limits, Requests
 
 _CPU_PERIOD_MICROSECONDS = 100_000
 _LEAST_QUOTA_MICROSECONDS = 1000

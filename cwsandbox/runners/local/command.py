@@ -9,12 +9,13 @@ from typing import TYPE_CHECKING, Any
 import anyio
 import anyio.lowlevel
 
-from cwsandbox.runners.base import BoxGoneError, ExitStatus, TerminalSize
+from cwsandbox.runners.errors import BoxGoneError
 from cwsandbox.runners.local.journal import Journal, is_journal
 from cwsandbox.runners.local.link import LinkClosedError
 from cwsandbox.runners.local.pipes import adopt_pipes
 from cwsandbox.runners.local.protocol import ProtocolError
 from cwsandbox.runners.local.streams import InputStream, OutputStream, TerminalOutput
+from cwsandbox.runners.specs import ExitStatus, TerminalSize
 
 if TYPE_CHECKING:
     from cwsandbox.runners.local import protocol

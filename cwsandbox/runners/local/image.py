@@ -17,7 +17,7 @@ from typing import Any
 
 from attrs import define
 
-from cwsandbox.runners.base import ImageNotFoundError
+from cwsandbox.runners.errors import ImageNotFoundError
 
 HOSTNAME = "sandbox"
 _HOST_NAMES = ("debian", "ubuntu", "python")

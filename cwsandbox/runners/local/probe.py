@@ -6,8 +6,8 @@ import os
 import platform
 from pathlib import Path
 
-from cwsandbox.runners.base import IsolationLevel
 from cwsandbox.runners.local.cgroups import find_bounds
+from cwsandbox.runners.specs import IsolationLevel
 
 _CONTAINER_FILES = ("/.dockerenv", "/run/.containerenv")
 _CONTAINER_WORDS = ("docker", "kubepods", "containerd", "libpod", "lxc", "garden")

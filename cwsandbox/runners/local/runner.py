@@ -18,22 +18,13 @@ import anyio.to_thread
 from attrs import define, evolve, field
 
 import cwsandbox
-from cwsandbox.runners.base import (
-    BoxGoneError,
-    BoxSpec,
-    Capabilities,
-    CommandTooLargeError,
-    ExecSpec,
-    IsolationLevel,
-    IsolationUnavailableError,
-    Limits,
-    RunnerError,
-)
+from cwsandbox.runners.errors import BoxGoneError, CommandTooLargeError, IsolationUnavailableError, RunnerError
 from cwsandbox.runners.local import cgroups, image, probe, protocol
 from cwsandbox.runners.local.box import MAIN, TOO_LARGE, LocalBox
 from cwsandbox.runners.local.link import Link, connect
 from cwsandbox.runners.local.trees import remove_tree
 from cwsandbox.runners.local.zygote import CONTROL_FD, remove_cgroups
+from cwsandbox.runners.specs import BoxSpec, Capabilities, ExecSpec, IsolationLevel, Limits
 
 if TYPE_CHECKING:
     from collections.abc import AsyncGenerator, Sequence

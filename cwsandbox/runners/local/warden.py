@@ -39,7 +39,10 @@ _CONTINUE = 1
 _TIME_SLICE_SECONDS = 0.0001
 """The shortest that Linux grants: what asks for short turns is run soon after it wakes."""
 _LONG_COUNT_SECONDS = 0.01
-"""After a count that took longer, in a box with hundreds of tasks at its bound, there is none for twice as long."""
+"""After a count that took longer and found no room, as among hundreds of tasks, there is none for twice as long.
+
+Of the processor's time: to wait for one on a busy machine says nothing about the box.
+"""
 
 
 def begin(most: int) -> None:
@@ -110,11 +113,12 @@ class Gate:
 
     def admits(self, asker: int) -> bool:
         """May this process have one more? The agent, which asks for users, is always answered by a count."""
-        began = time.monotonic()
-        if self._left <= 0 and (began >= self._next_count or asker == self._agent):
+        if self._left <= 0 and (time.monotonic() >= self._next_count or asker == self._agent):
+            began = time.thread_time()
             # The warden is below the agent too.
             self._left = self._most - ProcessTree().tasks_below(self._agent) + 1
-            took = time.monotonic() - began
-            self._next_count = began + 2 * took if took > _LONG_COUNT_SECONDS else 0.0
+            took = time.thread_time() - began
+            is_storm = took > _LONG_COUNT_SECONDS and self._left <= 0
+            self._next_count = time.monotonic() + 2 * took if is_storm else 0.0
         self._left -= 1
         return self._left >= 0
