@@ -54,13 +54,15 @@ runpy.run_module("cwsandbox.gateway", run_name="__main__", alter_sys=True)
 """
 
 
-async def start(folders: Folders, env: Mapping[str, str] | None = None) -> str:
-    """Start the gateway; returns when it listens. Call it with the lock held, when nobody answers on the socket.
+async def start(folders: Folders, lock: StartLock, env: Mapping[str, str] | None = None) -> str:
+    """Start the gateway; returns when it listens. Call it when nobody answers on the socket.
 
-    When cancelled, the gateway goes on starting: it serves whoever comes next, or ends when it is idle.
+    When cancelled, the gateway goes on starting, and holds the lock itself until it listens: whoever comes next waits
+    for it. The same if this process is killed.
 
     Args:
         folders: Its places.
+        lock: That of `start_lock`.
         env: The environment that its own is picked from; default `os.environ`.
 
     Returns:
@@ -69,10 +71,14 @@ async def start(folders: Folders, env: Mapping[str, str] | None = None) -> str:
     Raises:
         SandboxUnavailableError: It did not start; the message holds the end of its log.
     """
-    spawned = await anyio.to_thread.run_sync(_spawn, folders, dict(os.environ if env is None else env))
+    environment = _environment(os.environ if env is None else env)
+    spawned = await anyio.to_thread.run_sync(_spawn, folders, environment, lock.descriptor)
     try:
         with anyio.move_on_after(_START_SECONDS) as limit:
             ready = await _read_line(spawned.ready)
+    except anyio.get_cancelled_exc_class():
+        lock.shared = True
+        raise
     finally:
         os.close(spawned.ready)
     if limit.cancelled_caught:
@@ -93,13 +99,13 @@ def _notice(line: bytes, folders: Folders) -> str:
 
 
 @asynccontextmanager
-async def start_lock(folders: Folders) -> AsyncIterator[None]:
+async def start_lock(folders: Folders) -> AsyncIterator[StartLock]:
     """Hold the lock under which the gateway is started, across processes and threads.
 
     Raises:
         SandboxUnavailableError: Somebody else holds it for longer than a start can take.
     """
-    lock = _FileLock(folders.lock)
+    lock = StartLock(folders.lock)
     with anyio.move_on_after(_LOCK_SECONDS):
         await lock.acquire()
     if not lock.held:
@@ -107,24 +113,30 @@ async def start_lock(folders: Folders) -> AsyncIterator[None]:
             f"another process has been starting the embedded gateway for {_LOCK_SECONDS:g} s; it holds {folders.lock}"
         )
     try:
-        yield
+        yield lock
     finally:
         lock.release()
 
 
-class _FileLock:
+class StartLock:
     """`flock` off the event loop.
 
     A blocked `flock` can neither time out nor be cancelled: it waits in a daemon thread, which gives the lock back by
     itself when nobody wants it any more.
+
+    Attributes:
+        descriptor: What holds it, together with all that inherited it.
+        held: Whether it is held here.
+        shared: A gateway that inherited it is to keep it when it is released here.
     """
 
     def __init__(self, path: str) -> None:
         self._path = path
         self._mutex = threading.Lock()
-        self._descriptor = -1
         self._wanted = True
-        self.held = False
+        self.descriptor: int = -1
+        self.held: bool = False
+        self.shared: bool = False
 
     async def acquire(self) -> None:
         """Wait for the lock. Cancelling gives up."""
@@ -142,22 +154,23 @@ class _FileLock:
 
     def release(self) -> None:
         """Give the lock back."""
-        # Explicitly: a process that was forked meanwhile has the descriptor too, and would keep the lock.
-        fcntl.flock(self._descriptor, fcntl.LOCK_UN)
-        os.close(self._descriptor)
+        if not self.shared:
+            # Explicitly: a process that was forked meanwhile has the descriptor too, and would keep the lock.
+            fcntl.flock(self.descriptor, fcntl.LOCK_UN)
+        os.close(self.descriptor)
         self.held = False
 
     def _try(self) -> bool:
-        self._descriptor = os.open(self._path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
+        self.descriptor = os.open(self._path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
         try:
-            fcntl.flock(self._descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            fcntl.flock(self.descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
             return False
         self.held = True
         return True
 
     def _wait(self, tell: Callable[[], object]) -> None:
-        fcntl.flock(self._descriptor, fcntl.LOCK_EX)
+        fcntl.flock(self.descriptor, fcntl.LOCK_EX)
         with self._mutex:
             self.held = True
             if not self._wanted:
@@ -180,13 +193,13 @@ class _Spawned:
         self.log_start = log_start
 
 
-def _spawn(folders: Folders, env: dict[str, str]) -> _Spawned:
+def _spawn(folders: Folders, environment: dict[str, str], lock: int) -> _Spawned:
     if not sys.executable:
         raise SandboxUnavailableError("cannot start the embedded gateway: this Python does not know its own executable")
     log = _open_log(folders.log)
     ready, ready_child = os.pipe()
     root = os.path.dirname(os.path.dirname(os.path.abspath(cwsandbox.__file__)))
-    gateway = ["--embedded", "--socket", folders.socket, "--ready-fd", str(ready_child)]
+    gateway = ["--embedded", "--socket", folders.socket, "--ready-fd", str(ready_child), "--start-lock-fd", str(lock)]
     gateway += ["--runtime-dir", folders.gateway_runtime, "--state-dir", folders.gateway_state]
     gateway += ["--isolation", folders.isolation]
     try:
@@ -196,9 +209,9 @@ def _spawn(folders: Folders, env: dict[str, str]) -> _Spawned:
             stdin=subprocess.DEVNULL,
             stdout=log,
             stderr=log,
-            pass_fds=(ready_child,),
+            pass_fds=(ready_child, lock),
             cwd="/",
-            env=_environment(env),
+            env=environment,
             umask=0o077,
             start_new_session=True,
             check=True,

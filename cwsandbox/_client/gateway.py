@@ -166,10 +166,10 @@ class _Finder:
             return
         if exiting() and self._ended_in_order():
             raise SandboxNotFoundError(f"{self._address} has ended, and its sandboxes with it")
-        async with embedded.start_lock(self._folders):
+        async with embedded.start_lock(self._folders) as lock:
             if await self._answers():
                 return
-            tell_once(await embedded.start(self._folders))
+            tell_once(await embedded.start(self._folders, lock))
         if not await self._answers():
             raise SandboxUnavailableError(f"{self._address} ended right after its start; see {self._folders.log}")
 

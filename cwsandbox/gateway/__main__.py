@@ -22,6 +22,9 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--state-dir", required=True, help="for what outlives a restart of the machine")
     parser.add_argument("--runtime-dir", required=True, help="for what does not")
     parser.add_argument("--ready-fd", type=int, default=-1, help="where to write one JSON line when ready")
+    parser.add_argument(
+        "--start-lock-fd", type=int, default=-1, help="what to close when ready: no other one is started"
+    )
     parser.add_argument("--idle-seconds", type=float, default=60.0, help="with --embedded: end after so long unused")
     parser.add_argument("--sandbox-idle-seconds", type=float, default=1800.0, help="end sandboxes unused for so long")
     parser.add_argument("--grace-seconds", type=float, default=30.0, help="how long a lost client may come back")

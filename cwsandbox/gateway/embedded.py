@@ -67,6 +67,8 @@ class Options:
         tls_cert: File with the certificate and its chain, on a port; "" serves plain HTTP.
         tls_key: File with its key; "" if the certificate's file holds it too.
         ready_fd: Where one JSON line is written when the gateway accepts; -1 is nowhere.
+        start_lock_fd: A lock that was inherited, which keeps others from starting a second gateway; closed when this
+            one accepts or has failed. -1 is none.
         idle_seconds: Embedded: how long without connections and sandboxes before it ends.
         sandbox_idle_seconds: How long a sandbox may be unused; 0 is for ever.
         grace_seconds: How long a client that was lost may come back.
@@ -88,6 +90,7 @@ class Options:
     tls_cert: str = ""
     tls_key: str = ""
     ready_fd: int = -1
+    start_lock_fd: int = -1
     idle_seconds: float = 60.0
     sandbox_idle_seconds: float = 1800.0
     grace_seconds: float = 30.0
@@ -110,6 +113,9 @@ def run(options: Options) -> int:
     What keeps it from starting is logged, and reported on the ready descriptor as `{"error": ...}`.
     """
     os.umask(0o077)
+    for descriptor in (options.ready_fd, options.start_lock_fd):
+        if descriptor >= 0:
+            os.set_inheritable(descriptor, False)
     _raise_descriptor_limit()
     # Names are looked up for sandboxes, and uvloop's four threads for that are fewer than one sandbox can keep waiting.
     os.environ.setdefault("UV_THREADPOOL_SIZE", "32")
@@ -124,7 +130,7 @@ def run(options: Options) -> int:
         if not isinstance(problem, (OSError, ValueError, RunnerError, sqlite3.Error)):
             raise
         _log.error("the gateway cannot run: %s", problem)
-        _announce(options.ready_fd, {"error": str(problem)})
+        _announce(options, {"error": str(problem)})
         return 1
     return 0
 
@@ -156,7 +162,7 @@ async def _serve(options: Options, ending: anyio.Event) -> None:
         async with anyio.create_task_group() as tasks:
             tasks.start_soon(functools.partial(server.serve, sockets=[listener]))
             await server.listening.wait()
-            _announce(options.ready_fd, readiness)
+            _announce(options, readiness)
             where = readiness["socket"]
             _log.info("gateway %s (version %s, pid %d) serves %s", gateway.instance_id, __version__, os.getpid(), where)
             async with anyio.create_task_group() as watchers:
@@ -248,11 +254,13 @@ def _readiness(options: Options, instance_id: str, listener: socket.socket, runn
     }
 
 
-def _announce(descriptor: int, document: dict[str, object]) -> None:
-    """Write one line to whoever started us, and close; it may have gone."""
-    if descriptor >= 0:
-        with contextlib.suppress(OSError), os.fdopen(descriptor, "wb") as pipe:
+def _announce(options: Options, document: dict[str, object]) -> None:
+    """Write one line to whoever started us, and close; it may have gone. Then others may find us, or try themselves."""
+    if options.ready_fd >= 0:
+        with contextlib.suppress(OSError), os.fdopen(options.ready_fd, "wb") as pipe:
             pipe.write(json.dumps(document).encode() + b"\n")
+    if options.start_lock_fd >= 0:
+        os.close(options.start_lock_fd)
 
 
 @contextlib.contextmanager

@@ -31,7 +31,6 @@ from cwsandbox.gateway.network import Network, SandboxNetwork
 from cwsandbox.gateway.pulse import Pulse
 from cwsandbox.gateway.registry import PeerProcess, StreamRegistry
 from cwsandbox.gateway.sandbox import LiveSandbox, Record
-from cwsandbox.runners.errors import RunnerError
 from cwsandbox.wire.errors import Code, Reason
 from cwsandbox.wire.resources import State
 
@@ -382,8 +381,7 @@ class Service:
         for box in boxes.values():
             _log.warning("sandbox %s has no record and is removed", box.sandbox_id)
             await box.stop(0)
-            with contextlib.suppress(RunnerError):  # It may have died before it had one.
-                box.main.forget()
+            box.main.forget()
             for command in box.commands():
                 command.forget()
 

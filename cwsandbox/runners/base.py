@@ -358,7 +358,10 @@ class Runner(Protocol):
         ...
 
     async def recover(self) -> Sequence[Box]:
-        """Boxes that an earlier run of this gateway left and that still live; what is left of dead ones is removed."""
+        """Boxes that an earlier run of this gateway left and that still live, each with its main command.
+
+        What is left of dead and of half-made ones is removed.
+        """
         ...
 
     async def __aenter__(self) -> Self: ...

@@ -244,6 +244,26 @@ async def test_a_start_that_takes_too_long_is_an_error(home: Folders, monkeypatc
             pass
 
 
+async def test_a_gateway_whose_starter_gave_up_is_waited_for(home: Folders, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A second one would wait for the first one's state, and then fail."""
+    scope = anyio.CancelScope()
+
+    async def give_up(descriptor: int) -> bytes:
+        scope.cancel()
+        await anyio.sleep_forever()
+        raise AssertionError
+
+    with monkeypatch.context() as patch:
+        patch.setattr(embedded, "_read_line", give_up)
+        with scope:
+            async with open_gateway(EMBEDDED):
+                pass
+    assert scope.cancelled_caught
+    async with open_gateway(EMBEDDED) as client:
+        pid = (await client.api.gateway_info(timeout=10)).pid
+    assert [line.split("pid ")[1].split(")")[0] for line in Path(home.log).read_text().splitlines()] == [str(pid)]
+
+
 @pytest.fixture
 def held_lock(home: Folders) -> Iterator[int]:
     descriptor = os.open(home.lock, os.O_RDWR | os.O_CREAT, 0o600)

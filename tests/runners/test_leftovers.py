@@ -216,6 +216,21 @@ async def test_a_later_run_removes_what_a_crash_of_everything_left(
         assert leftovers(state_dir, runtime_dir) == []
 
 
+async def test_a_box_that_was_only_half_made_is_not_taken_back(
+    make_runner: MakeRunner, state_dir: Path, runtime_dir: Path
+) -> None:
+    async with make_runner() as first:  # As one that is killed between the box and its main command.
+        await first._bear("half", first._plan("half", box_spec(), first.capabilities().isolation))
+        box = first._join("half")
+        assert await box.wait_listed()
+    async with make_runner() as second:
+        assert await second.recover() == []
+        await until_ended(box._agent_pid)
+        for left in list(second._boxes.values()):
+            await left.wait_gone()
+        assert leftovers(state_dir, runtime_dir) == []
+
+
 async def test_an_error_in_the_runners_scope_comes_out_as_itself(make_runner: MakeRunner) -> None:
     with pytest.raises(KeyError, match="mine"):
         async with make_runner():

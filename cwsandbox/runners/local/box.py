@@ -251,6 +251,11 @@ class LocalBox:
 
     # -- for the runner, commands and transfers
 
+    @property
+    def complete(self) -> bool:
+        """It has its main command; a runner that was killed while it made the box may have left it without."""
+        return self._main is not None
+
     async def wait_listed(self) -> bool:
         """Wait until the agent has said what box this is and which commands it has; False if it ended before."""
         await self._listed.wait()

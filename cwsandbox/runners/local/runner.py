@@ -374,7 +374,7 @@ class LocalRunner(anyio.AsyncContextManagerMixin):
             return None
         box.swept.set()
         with anyio.move_on_after(_CLEAN_UP_SECONDS):
-            if await box.wait_listed():
+            if await box.wait_listed() and box.complete:
                 return box
         box.kill_now()
         box.forget_commands()
