@@ -178,7 +178,9 @@ async def _stop(gateway: Gateway, principal: str, request: Request) -> Sandbox:
             Code.UNIMPLEMENTED, "this gateway's runner cannot take file system snapshots", Reason.NOT_IMPLEMENTED
         )
     sandbox = gateway.service.stop(principal, request.path_params["sandbox_id"], options.grace_period_seconds)
-    return records.to_resource(sandbox.record)
+    answer = records.to_resource(sandbox.record)
+    await gateway.service.kept()
+    return answer
 
 
 async def _delete(gateway: Gateway, principal: str, request: Request) -> Sandbox | dict[str, Any]:
@@ -189,6 +191,7 @@ async def _delete(gateway: Gateway, principal: str, request: Request) -> Sandbox
         if refusal.status.code is Code.NOT_FOUND and query.flag("allowMissing"):
             return {}
         raise
+    await gateway.service.kept()
     return records.to_resource(sandbox.record)
 
 

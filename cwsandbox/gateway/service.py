@@ -13,6 +13,7 @@ import logging
 import math
 import os
 import secrets
+import sqlite3
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any, Self
 
@@ -293,6 +294,14 @@ class Service:
             sandbox.stop("deleted by request", 0)
             await sandbox.wait_for(TERMINAL.__contains__)
         return sandbox
+
+    async def kept(self) -> None:
+        """Wait until what was changed so far is on disk: if we are killed then, a successor goes on with it.
+
+        A disk that cannot be written keeps no sandbox from ending, and the log says so. Cancelling stops waiting only.
+        """
+        with contextlib.suppress(sqlite3.Error):
+            await self._store.flush()
 
     # ---------------------------------------------------------------------------------------------- operations in boxes
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import threading
 from typing import TYPE_CHECKING, Any
 
 import anyio
@@ -15,6 +16,7 @@ from cwsandbox.gateway.auth import KeyAuthenticator, new_key, read_key_file
 from cwsandbox.wire import openapi
 from cwsandbox.wire.errors import Code, Reason, Status
 from tests.gateway.client import AsgiSocket
+from tests.gateway.conftest import ME
 
 if TYPE_CHECKING:
     from tests.gateway.conftest import World
@@ -59,6 +61,38 @@ async def test_a_life_over_http(world: World) -> None:
         assert (await http.delete(path)).status_code == 200
         status = refused(await http.get(path), Code.NOT_FOUND, Reason.SANDBOX_NOT_FOUND)
         assert status.metadata == {"sandboxId": running["sandboxId"]}
+
+
+@pytest.mark.parametrize("end", ["stop", "delete"])
+async def test_an_end_is_on_disk_before_it_is_answered(world: World, monkeypatch: pytest.MonkeyPatch, end: str) -> None:
+    """Else a successor of a gateway that is killed right after it would let the sandbox run on."""
+    sandbox = await world.sandbox()
+    await world.store.flush()
+    written, answered = threading.Event(), anyio.Event()
+    write = world.store._write
+
+    def slow(rows: dict[str, str | None]) -> None:
+        assert written.wait(20)
+        write(rows)
+
+    monkeypatch.setattr(world.store, "_write", slow)
+
+    async def ask() -> None:
+        async with world.http() as http:
+            path = f"/v1/sandboxes/{sandbox.record.sandbox_id}"
+            answer = await (http.post(f"{path}:stop", json={}) if end == "stop" else http.delete(path))
+            assert answer.status_code == 200
+            answered.set()
+
+    async with anyio.create_task_group() as tasks:
+        tasks.start_soon(ask)
+        with anyio.fail_after(20):
+            await world.service.wait_for(ME, sandbox.record.sandbox_id, "terminal", 20)
+        await anyio.wait_all_tasks_blocked()
+        assert not answered.is_set()
+        written.set()
+        with anyio.fail_after(20):
+            await answered.wait()
 
 
 async def test_deleting_what_is_missing(world: World) -> None:
