@@ -25,6 +25,7 @@ from cwsandbox._runtime.portal import portal_scope
 from cwsandbox._validate import check_seconds
 from cwsandbox.defaults import DEFAULT_BASE_URL
 from cwsandbox.exceptions import (
+    SandboxError,
     SandboxFailedError,
     SandboxNotFoundError,
     SandboxNotRunningError,
@@ -333,21 +334,30 @@ class SandboxCore:
         except anyio.get_cancelled_exc_class():
             await self.take_back(client)
             raise
+        except SandboxError as error:
+            from cwsandbox._client.errors import may_have_happened
+
+            if may_have_happened(error):
+                # Whoever hears of the failure need not wait for this.
+                self.operate(self.take_back, client, name="take a start back")
+            raise
 
     async def take_back(self, client: GatewayClient) -> None:
-        """The start was given up while its answer was on the way: whatever was made must not stay.
+        """The start was given up, or failed, before it was answered: whatever was made must not stay.
 
         The same request id names what was made, whether the first request arrived or not.
         """
         assert self._request is not None
         resource = self._request.to_resource()
+        request_id, self._request_id = self._request_id, uuid.uuid4().hex
         with anyio.move_on_after(_TAKE_BACK_SECONDS, shield=True):
             try:
-                record = await client.api.create(resource, request_id=self._request_id, timeout=_TAKE_BACK_SECONDS)
+                record = await client.api.create(resource, request_id=request_id, timeout=_TAKE_BACK_SECONDS)
                 await client.api.delete(record.sandbox_id, allow_missing=True, timeout=_TAKE_BACK_SECONDS)
+            except SandboxNotFoundError:
+                pass  # It was deleted before.
             except Exception as error:
                 logger.warning("a start was given up, and what it may have made could not be removed: %s", error)
-        self._request_id = uuid.uuid4().hex
 
     async def _poll(self, goal: WaitFor) -> None:
         """One long poll: answers when the goal is reached, or after a while."""

@@ -161,6 +161,13 @@ def request_timed_out(
     return error
 
 
+def may_have_happened(error: CWSandboxError) -> bool:
+    """Whether what a call asked for may have been done although it failed with this."""
+    if isinstance(error, SandboxRequestTimeoutError):
+        return True
+    return isinstance(error.__cause__, TransportError) and error.__cause__.sent
+
+
 def bad_answer(where: object, cause: BaseException) -> SandboxError:
     """Make the exception for an answer that makes no sense.
 

@@ -312,11 +312,15 @@ class Api:
         revive: bool = True,
     ) -> T:
         failure: CWSandboxError | None = None
+        unsure: TransportError | None = None
         params = call.params
-        with anyio.move_on_after(timeout):
+        with anyio.move_on_after(timeout) as limit:
             for attempt in range(_ATTEMPTS):
                 if failure is not None:
-                    await self._pause(attempt, failure)
+                    delay = self._delay(attempt, failure)
+                    if anyio.current_time() + delay >= limit.deadline:
+                        break
+                    await anyio.sleep(delay)
                 try:
                     async with slots or self._requests:
                         reply = await self._requester.request(
@@ -325,7 +329,7 @@ class Api:
                 except TransportError as error:
                     failure = unreachable(self._where, error)
                     if error.sent:
-                        params = call.params + call.again
+                        unsure, params = error, call.params + call.again
                     elif error.absent and revive and self._revive is not None:
                         await self._revive()
                 else:
@@ -335,18 +339,14 @@ class Api:
                     if reply.status != _UNAVAILABLE or failure.retry_delay is None:
                         raise failure
             assert failure is not None
-            raise failure
+            raise failure from unsure or failure.__cause__
         raise request_timed_out(call.what, self._where, timeout, failure)
 
-    async def _pause(self, attempt: int, failure: CWSandboxError) -> None:
-        """Wait before a retry; the failure is raised instead if the call's time would be over first."""
-        delay = min(_LONGEST_DELAY_SECONDS, _FIRST_DELAY_SECONDS * 2 ** (attempt - 1))
+    def _delay(self, attempt: int, failure: CWSandboxError) -> float:
+        """How long to wait before a retry."""
+        delay: float = min(_LONGEST_DELAY_SECONDS, _FIRST_DELAY_SECONDS * 2 ** (attempt - 1))
         delay *= random.uniform(0.5, 1.0)  # noqa: S311 - spreads load, guards nothing
-        if failure.retry_delay is not None:
-            delay = max(delay, failure.retry_delay.total_seconds())
-        if anyio.current_time() + delay >= anyio.current_effective_deadline():
-            raise failure
-        await anyio.sleep(delay)
+        return delay if failure.retry_delay is None else max(delay, failure.retry_delay.total_seconds())
 
     def _decode(self, reply: Reply, decode: Callable[[bytes], T]) -> T:
         try:

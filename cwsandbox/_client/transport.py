@@ -13,7 +13,7 @@ import errno
 import hashlib
 import ssl
 import sys
-from contextlib import asynccontextmanager, contextmanager
+from contextlib import asynccontextmanager
 from typing import TYPE_CHECKING
 
 import anyio
@@ -41,7 +41,7 @@ from wsproto.connection import ConnectionState
 from wsproto.utilities import ProtocolError
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Iterator, Sequence
+    from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Sequence
 
     from cwsandbox._client.auth import AuthHeaders, Credentials
 
@@ -111,7 +111,7 @@ class Transport:
         headers = {"content-type": "application/json"} if content is not None else {}
 
         async def send(auth: AuthHeaders) -> httpx.Response:
-            with _translated():
+            async with _translated():
                 return await self._client.request(
                     method, path, params=list(params), content=content, headers={**headers, **auth.headers}
                 )
@@ -136,7 +136,7 @@ class Transport:
             async def greet(auth: AuthHeaders) -> httpx.Response:
                 # The handshake of the WebSocket sends them too.
                 client.headers = {**headers, **auth.headers}
-                with _translated():
+                async with _translated():
                     return await client.get(greeting)
 
             greeted = await self._authenticated(greet)
@@ -147,10 +147,9 @@ class Transport:
                 client, keepalive_ping_interval_seconds=None, session_class=WebSocket
             )
             try:
-                with _translated():
-                    async with opener.connect(path) as websocket:
-                        websocket.check(greeted)
-                        yield reply, websocket
+                async with _translated(), opener.connect(path) as websocket:
+                    websocket.check(greeted)
+                    yield reply, websocket
             except httpx_ws.WebSocketUpgradeError as error:
                 raise UpgradeRefusedError(Reply(error.response.status_code, error.response.content)) from error
 
@@ -163,10 +162,15 @@ class Transport:
         return response
 
 
-@contextmanager
-def _translated() -> Iterator[None]:
+@asynccontextmanager
+async def _translated() -> AsyncIterator[None]:
     try:
         yield
+    except BaseExceptionGroup as group:
+        # trio connects in a nursery, out of which a cancellation comes in a group, and no `except` of ours knows that.
+        if group.split(anyio.get_cancelled_exc_class())[1] is None:
+            await anyio.lowlevel.checkpoint()  # Raises it anew, bare.
+        raise
     except (httpx.ConnectError, httpx.ConnectTimeout) as error:
         raise TransportError(_text(error), sent=False, absent=_is_absent(error)) from error
     except (httpx.HTTPError, httpx.StreamError, httpcore.NetworkError) as error:

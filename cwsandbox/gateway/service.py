@@ -106,6 +106,8 @@ class Service:
         self._directories = directories
         self._sandboxes: dict[str, LiveSandbox] = {}
         self._requests: dict[tuple[str, str], LiveSandbox] = {}
+        # The ids of deleted sandboxes by their requests, oldest first.
+        self._deleted: dict[tuple[str, str], str] = {}
         self._sequence = 0
         self._active = 0
         self._creations = anyio.Semaphore(limits.creations)
@@ -166,10 +168,21 @@ class Service:
 
         Raises:
             StatusError: INVALID_ARGUMENT, UNIMPLEMENTED (what the runner cannot do), ALREADY_EXISTS (the request id was
-                used for something else), RESOURCE_EXHAUSTED, UNAVAILABLE (the gateway ends).
+                used for something else), NOT_FOUND (its sandbox was deleted), RESOURCE_EXHAUSTED, UNAVAILABLE (the
+                gateway ends).
         """
         fingerprint = records.fingerprint(spec)
-        sandbox = self._requests.get((principal, request_id)) if request_id else None
+        request = (principal, request_id)
+        sandbox = self._requests.get(request) if request_id else None
+        if request_id and request in self._deleted:
+            # Whoever gives a start up deletes what it made; a copy of it may have been held up on the way, in a proxy.
+            sandbox_id = self._deleted[request]
+            raise error(
+                Code.NOT_FOUND,
+                f"sandbox {sandbox_id}, which this request made, was deleted",
+                Reason.SANDBOX_NOT_FOUND,
+                {"sandboxId": sandbox_id},
+            )
         if sandbox is None:
             sandbox = self._create(principal, spec, request_id, fingerprint)
         elif sandbox.record.fingerprint != fingerprint:
@@ -335,8 +348,13 @@ class Service:
         """Drop the record and the log of an ended sandbox."""
         record = sandbox.record
         self._sandboxes.pop(record.sandbox_id, None)
-        if self._requests.get((record.principal, record.request_id)) is sandbox:
-            del self._requests[record.principal, record.request_id]
+        request = (record.principal, record.request_id)
+        if self._requests.get(request) is sandbox:
+            del self._requests[request]
+            if sandbox.forgotten:
+                self._deleted[request] = record.sandbox_id
+                if len(self._deleted) > self.limits.ended_records:
+                    del self._deleted[next(iter(self._deleted))]
         self._store.delete(record.sandbox_id)
         self._tasks.start_soon(sandbox.log.remove, name=f"forget {record.sandbox_id}")
 

@@ -15,8 +15,9 @@ from cwsandbox import exceptions as e
 from cwsandbox._client import http as module
 from cwsandbox._client.address import Address, AddressKind
 from cwsandbox._client.auth import NO_AUTH, Account, AuthHeaders
+from cwsandbox._client.errors import TransportError, may_have_happened
 from cwsandbox._client.gateway import GatewayClient, open_gateway
-from cwsandbox._client.http import WaitFor
+from cwsandbox._client.http import Api, Reply, WaitFor
 from cwsandbox.wire.errors import Code, Status
 from cwsandbox.wire.resources import Sandbox, State
 from tests.client.peer import Peer, serving
@@ -162,6 +163,43 @@ async def test_retries_end() -> None:
             await client.api.get("sb-1", timeout=30)
     assert len(script.calls) == 6
     assert caught.value.__cause__ is not None
+
+
+async def test_a_call_that_is_cancelled_as_its_connection_breaks_is_cancelled() -> None:
+    """Who gives a start up has to hear of that, and not of a broken connection, to remove what it made."""
+    seen: list[BaseException] = []
+
+    class Breaks:
+        async def request(self, *args: object, **kwargs: object) -> Reply:
+            scope.cancel()
+            raise TransportError("broken", sent=True)
+
+    with anyio.CancelScope() as scope:
+        try:
+            await Api("here", Breaks()).create(Sandbox(), request_id="r-1", timeout=5)
+        except BaseException as error:
+            seen.append(error)
+            raise
+    assert [type(error) for error in seen] == [anyio.get_cancelled_exc_class()]
+
+
+async def test_a_failure_says_whether_the_call_may_have_worked() -> None:
+    async def fail(*problems: TransportError) -> e.CWSandboxError:
+        left = list(problems)
+
+        class Fails:
+            async def request(self, *args: object, **kwargs: object) -> Reply:
+                raise left.pop(0) if len(left) > 1 else left[0]
+
+        with pytest.raises(e.SandboxUnavailableError) as caught:
+            await Api("here", Fails()).create(Sandbox(), request_id="r-1", timeout=5)
+        return caught.value
+
+    lost, refused = TransportError("lost", sent=True), TransportError("refused", sent=False, absent=True)
+    assert may_have_happened(await fail(lost))
+    assert may_have_happened(await fail(refused, lost, refused))
+    assert not may_have_happened(await fail(refused))
+    assert not may_have_happened(e.SandboxResourceExhaustedError())
 
 
 async def test_a_retry_that_would_be_too_late_is_not_waited_for() -> None:

@@ -121,6 +121,20 @@ class TestRequestIds:
         second = await world.service.create("other", spec_of(), "r1")
         assert first is not second
 
+    async def test_a_request_whose_sandbox_was_deleted_makes_no_other_one(self, folder: Path) -> None:
+        """Who gives a start up deletes what it made, and a copy of the request may come late."""
+        async with open_world(folder, limits=Limits(ended_records=2)) as world:
+            for name in ("r1", "r2", "r3"):
+                made = await world.service.create(ME, spec_of(), name)
+                await world.service.delete(ME, made.record.sandbox_id)
+            with pytest.raises(StatusError) as caught:
+                await world.service.create(ME, spec_of(), "r3")
+            assert caught.value.status.reason == Reason.SANDBOX_NOT_FOUND
+            assert caught.value.status.metadata == {"sandboxId": made.record.sandbox_id}
+            await world.service.create("other", spec_of(), "r3")
+            await world.service.create(ME, spec_of(), "r1")  # So many are remembered and no more.
+            assert world.runner.created == 5
+
     async def test_a_request_is_remembered_after_its_sandbox_ended(self, world: World) -> None:
         first = await world.service.create(ME, spec_of("true"), "r1")
         await ended(world, first.record.sandbox_id)

@@ -727,6 +727,22 @@ def test_a_start_that_failed_may_be_tried_again(gateway: ServedGateway) -> None:
     sandbox.stop().result()
 
 
+def test_a_start_that_timed_out_leaves_no_sandbox(gateway: ServedGateway) -> None:
+    gateway.accepting.close()
+    gateway.ending.close()
+    sandbox = Sandbox(base_url=gateway.url, request_timeout_seconds=0.2)
+    with pytest.raises(cwsandbox.SandboxRequestTimeoutError):
+        sandbox.start().result()
+    gateway.accepting.wait_for_arrivals(2)  # The start, and what asks what became of it.
+    gateway.accepting.open()
+    gateway.ending.wait_for_arrivals(1)
+    assert Sandbox.list(include_stopped=True, base_url=gateway.url).result() == []
+    gateway.ending.open()
+    # Another start is another sandbox.
+    sandbox.start().result()
+    sandbox.stop().result()
+
+
 def test_our_stop_ends_a_wait_for_running(gateway: ServedGateway) -> None:
     gateway.making.close()
     sandbox = Sandbox(base_url=gateway.url)
