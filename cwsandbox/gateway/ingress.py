@@ -14,10 +14,10 @@ import socket
 from typing import TYPE_CHECKING, Final
 
 import anyio
-from attrs import frozen
 
 from cwsandbox.gateway.errors import error
 from cwsandbox.gateway.relay import connection_slots, relay, take_connections
+from cwsandbox.runners.descriptor import Descriptor
 from cwsandbox.runners.errors import RunnerError
 from cwsandbox.runners.sockets import SocketStream
 from cwsandbox.wire.errors import Code, Reason
@@ -35,17 +35,36 @@ _BACKLOG: Final = 128
 _CONNECT_SECONDS: Final = 10.0
 
 
-@frozen
 class Door:
-    """The listener of one exposed port."""
+    """The listener of one exposed port.
 
-    port: Port
-    listener: socket.socket
+    Attributes:
+        port: Of the sandbox.
+        number: The port on this machine.
+    """
 
-    @property
-    def number(self) -> int:
-        """The port on this machine."""
-        return int(self.listener.getsockname()[1])
+    def __init__(self, port: Port, listener: socket.socket) -> None:
+        self.port = port
+        self.number: int = listener.getsockname()[1]
+        self._listener = listener
+        self._descriptor = Descriptor(listener.fileno(), listener.close)
+
+    async def accept(self) -> SocketStream:
+        """Wait for a connection. Cancelling loses none.
+
+        Raises:
+            anyio.ClosedResourceError: The door was closed.
+            OSError: The connection cannot be taken now.
+        """
+        while True:
+            await self._descriptor.wait_readable()
+            with contextlib.suppress(BlockingIOError):
+                connection, _ = self._listener.accept()
+                return SocketStream(connection)
+
+    def close(self) -> None:
+        """Stop listening; who waits there sees a reset."""
+        self._descriptor.close()
 
 
 def open_doors(ports: Sequence[Port], host: str, earlier: Mapping[int, int]) -> tuple[Door, ...]:
@@ -76,9 +95,7 @@ def open_doors(ports: Sequence[Port], host: str, earlier: Mapping[int, int]) -> 
 def close_doors(doors: Sequence[Door]) -> None:
     """Stop listening; who waits there sees a reset."""
     for door in doors:
-        if door.listener.fileno() >= 0:
-            anyio.notify_closing(door.listener)
-            door.listener.close()
+        door.close()
 
 
 def _listen(host: str, number: int) -> socket.socket:
@@ -105,15 +122,7 @@ async def serve_doors(doors: Sequence[Door], box: Box, in_use: Callable[[], Abst
     async with anyio.create_task_group() as tasks:
         for door in doors:
             handle = functools.partial(_serve, door.port.number, box, in_use)
-            tasks.start_soon(take_connections, functools.partial(_accept, door.listener), handle, slots)
-
-
-async def _accept(listener: socket.socket) -> SocketStream:
-    while True:
-        await anyio.wait_readable(listener)
-        with contextlib.suppress(BlockingIOError):
-            connection, _ = listener.accept()
-            return SocketStream(connection)
+            tasks.start_soon(take_connections, door.accept, handle, slots)
 
 
 async def _serve(number: int, box: Box, in_use: Callable[[], AbstractContextManager[None]], outer: Connection) -> None:

@@ -12,6 +12,8 @@ import anyio
 import anyio.abc
 import anyio.lowlevel
 
+from cwsandbox.runners.descriptor import Descriptor
+
 _DO_NOT_WAIT = socket.MSG_DONTWAIT | socket.MSG_NOSIGNAL
 _RESET = struct.pack("ii", 1, 0)
 _DEAD_PEER = ((socket.TCP_KEEPIDLE, 60), (socket.TCP_KEEPINTVL, 20), (socket.TCP_KEEPCNT, 3))
@@ -33,7 +35,7 @@ class SocketStream(anyio.abc.ByteStream):
         for option, value in _DEAD_PEER:
             connection.setsockopt(socket.IPPROTO_TCP, option, value)
         self._connection = connection
-        self._fd = connection.fileno()
+        self._descriptor = Descriptor(connection.fileno(), connection.close)
 
     @classmethod
     async def connect(cls, address: str, port: int) -> Self:
@@ -59,7 +61,7 @@ class SocketStream(anyio.abc.ByteStream):
             OSError: What became of it instead.
         """
         try:
-            await anyio.wait_writable(self._fd)
+            await self._descriptor.wait_writable()
             _raise(self._connection.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR))
         except BaseException:
             self.close()
@@ -80,7 +82,7 @@ class SocketStream(anyio.abc.ByteStream):
                 data = self._connection.recv(max_bytes, socket.MSG_DONTWAIT)
                 break
             except BlockingIOError:
-                await anyio.wait_readable(self._fd)
+                await self._descriptor.wait_readable()
             except OSError as error:
                 raise anyio.BrokenResourceError from error
         if not data:
@@ -102,7 +104,7 @@ class SocketStream(anyio.abc.ByteStream):
             try:
                 view = view[self._connection.send(view, _DO_NOT_WAIT) :]
             except BlockingIOError:
-                await anyio.wait_writable(self._fd)
+                await self._descriptor.wait_writable()
             except OSError as error:
                 raise anyio.BrokenResourceError from error
         await anyio.lowlevel.cancel_shielded_checkpoint()
@@ -122,14 +124,11 @@ class SocketStream(anyio.abc.ByteStream):
 
     def close(self) -> None:
         """Let go of the socket; what was sent still arrives."""
-        if self._fd >= 0:
-            fd, self._fd = self._fd, -1
-            anyio.notify_closing(fd)
-            self._connection.close()
+        self._descriptor.close()
 
     def abort(self) -> None:
         """Cut the connection: the peer sees a reset, not an end."""
-        if self._fd >= 0:
+        if not self._descriptor.closed:
             self._connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, _RESET)
             self.close()
 
@@ -139,7 +138,7 @@ class SocketStream(anyio.abc.ByteStream):
         await anyio.lowlevel.checkpoint()
 
     def _must_be_open(self) -> None:
-        if self._fd < 0:
+        if self._descriptor.closed:
             raise anyio.ClosedResourceError
 
 

@@ -198,7 +198,7 @@ async def test_a_reader_that_never_reads_stops_the_sender_and_nothing_is_left() 
             sender.close()
             tasks.cancel_scope.cancel()
         for door in doors:
-            door.listener.close()
+            door.close()
         assert users == 0
     assert len(os.listdir("/proc/self/fd")) <= before  # Fewer if something of an earlier test was collected.
 

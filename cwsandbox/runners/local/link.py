@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 import anyio
 
+from cwsandbox.runners.descriptor import Descriptor
 from cwsandbox.runners.local import protocol
 
 if TYPE_CHECKING:
@@ -60,6 +61,7 @@ class Link:
     ) -> None:
         connection.setblocking(False)
         self._connection = connection
+        self._descriptor = Descriptor(connection.fileno(), connection.close)
         self._tasks = tasks
         self._on_event = on_event
         self._waiters: dict[int, _Waiter] = {}
@@ -79,7 +81,7 @@ class Link:
 
     async def _receive_some(self) -> bool:
         try:
-            await anyio.wait_readable(self._connection)
+            await self._descriptor.wait_readable()
             for _ in range(_READS_PER_WAKE_UP):
                 message = protocol.receive(self._connection, large=False)
                 if message is None:
@@ -145,7 +147,7 @@ class Link:
                 self._unsent_bytes -= len(self._unsent.popleft())
             except BlockingIOError:
                 with contextlib.suppress(anyio.ClosedResourceError):
-                    await anyio.wait_writable(self._connection)
+                    await self._descriptor.wait_writable()
             except OSError:
                 self._unsent.clear()
 
@@ -186,8 +188,7 @@ class Link:
         if self.closed:
             return
         self.closed = True
-        anyio.notify_closing(self._connection)
-        self._connection.close()
+        self._descriptor.close()
         for waiter in self._waiters.values():
             waiter.event.set()
         self._waiters.clear()

@@ -10,6 +10,8 @@ from typing import TYPE_CHECKING
 import anyio
 import anyio.lowlevel
 
+from cwsandbox.runners.descriptor import Descriptor
+
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
@@ -42,24 +44,23 @@ class End:
 
     def __init__(self, fd: int) -> None:
         self._fd = fd
+        self._descriptor = Descriptor(fd)
         self._flown = 0
 
     def hang_up(self) -> None:
         """Let go of the descriptor, and wake whoever waits on it."""
-        if self._fd >= 0:
-            fd, self._fd = self._fd, -1
-            anyio.notify_closing(fd)
-            os.close(fd)
+        self._fd = -1
+        self._descriptor.close()
 
     async def _wait_readable(self) -> None:
         """Returns also when the descriptor is gone."""
         with contextlib.suppress(anyio.ClosedResourceError):
-            await anyio.wait_readable(self._fd)
+            await self._descriptor.wait_readable()
 
     async def _wait_writable(self) -> None:
         """Likewise."""
         with contextlib.suppress(anyio.ClosedResourceError, OSError):
-            await anyio.wait_writable(self._fd)
+            await self._descriptor.wait_writable()
 
     def _count(self, number: int) -> None:
         """A pipe through which much flows is made larger, once: fewer wake-ups on both sides."""

@@ -64,7 +64,7 @@ class OutputStream(End):
             return
         (self._left,) = struct.unpack("i", fcntl.ioctl(self._fd, termios.FIONREAD, b"\0\0\0\0"))
         if self._left == 0:
-            anyio.notify_closing(self._fd)  # Wakes a receive that waits for what will not come.
+            self._descriptor.wake()  # Wakes a receive that waits for what will not come.
 
     async def receive(self, max_bytes: int = 65536) -> bytes:
         """Wait for some bytes. Cancelling loses nothing.
