@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import select
 import signal
 import sys
 from contextlib import asynccontextmanager
@@ -26,6 +27,7 @@ from tests.runners.support import (
     asked,
     check_full_and_emptied,
     exec_id,
+    read_all,
     read_until,
     run,
     shell,
@@ -36,7 +38,7 @@ if TYPE_CHECKING:
     import socket
     from collections.abc import AsyncGenerator, Awaitable, Callable
 
-    from cwsandbox.runners.base import Box
+    from cwsandbox.runners.base import Box, Command
     from cwsandbox.runners.local.box import LocalBox
     from cwsandbox.runners.local.runner import LocalRunner
 
@@ -210,6 +212,33 @@ async def test_boxes_leak_no_descriptors_here(runner: LocalRunner) -> None:
         if number == 1:
             before = descriptors()
     assert descriptors() <= before  # Fewer if something of an earlier test was collected.
+
+
+async def test_a_command_whose_box_ends_as_it_is_started_ends(runner: LocalRunner) -> None:
+    """The answer to its start and the end of the box are read in one go, before whoever asked has its turn."""
+    box = await runner.create(box_spec())
+    begun = anyio.Event()
+    commands: list[Command] = []
+
+    async def execute() -> None:
+        begun.set()
+        commands.append(await box.exec(ExecSpec(exec_id(), ("sh", "-c", "echo said; exec sleep 600"))))
+
+    async with anyio.create_task_group() as tasks:
+        tasks.start_soon(execute)
+        await begun.wait()
+        agent = os.pidfd_open(box._agent_pid)
+        select.select([box._link._connection], [], [], FINISH_SECONDS)  # Nothing else runs meanwhile.
+        os.kill(box._agent_pid, signal.SIGKILL)
+        select.select([agent], [], [], FINISH_SECONDS)
+        os.close(agent)
+    (command,) = commands
+    with anyio.fail_after(FINISH_SECONDS):
+        with pytest.raises(BoxGoneError):
+            await command.wait()
+        await read_all(command.stdout)
+        await box.wait_gone()
+    command.forget()
 
 
 async def test_a_full_box_says_so_and_can_still_be_emptied(runner: LocalRunner) -> None:

@@ -80,6 +80,8 @@ class LocalBox:
         self._fatal = ""
         self._stopping = False
         self._ending = False
+        self._empty = False
+        """None of its processes runs any more."""
         self._gone = anyio.Event()
         self._listed = anyio.Event()
         self._to_list: int | None = None
@@ -150,8 +152,13 @@ class LocalBox:
             raise RunnerError(f"the gateway is out of descriptors: {error.strerror}") from error
         finally:
             early = self._starting.pop(spec.exec_id)
+        # Much may have happened before this task had its turn.
         if early is not None:
-            command._exited(early)  # It was over before this task had its turn.
+            command._exited(early)
+        if self._link.closed:
+            command._box_ended()
+        if self._empty:
+            command._settle()
         if spec.exec_id == MAIN:
             self._main = command
         return command
@@ -427,6 +434,7 @@ class LocalBox:
                 await anyio.wait_readable(self._pidfd)
             self._kill_agent()
         await anyio.wait_readable(self._pidfd)
+        self._empty = True
         for command in self._commands.values():
             command._settle()
         with anyio.move_on_after(_BOX_HAS_ITS_END_SECONDS):
