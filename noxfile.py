@@ -1,4 +1,5 @@
-"""What is checked: `nox` runs tests, lint and types; `nox -s bench` measures, `nox -s docs` builds the site."""
+"""What is checked: `nox` runs tests, lint and types; `nox -s bench` measures, `nox -s soak` looks
+for what no test has thought of, `nox -s docs` builds the site."""
 
 import nox
 
@@ -38,6 +39,13 @@ def bench(session: nox.Session) -> None:
     """Print the table of measurements."""
     install(session, "test")
     session.run("python", "-m", "benchmarks", *session.posargs)
+
+
+@nox.session
+def soak(session: nox.Session) -> None:
+    """Use sandboxes at random, under random trouble; arguments are those of `python -m tests.soak`."""
+    install(session, "test")
+    session.run("python", "-m", "tests.soak", *session.posargs)
 
 
 @nox.session
