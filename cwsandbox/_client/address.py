@@ -124,24 +124,23 @@ def parse_address(url: str) -> Address:
     except ValueError:  # Whose message may repeat the part of the URL that holds a secret.
         raise ValueError("the base URL cannot be read; write it as https://HOST, or https://HOST:PORT") from None
     if parts.username is not None or parts.password is not None:
-        # The URL is not repeated in the message: it holds a secret.
         raise ValueError(f"the base URL must not carry credentials; set {API_KEY_VARIABLE} instead")
     if parts.query or parts.fragment:
-        raise ValueError(f"the base URL must not have a query or a fragment: {url!r}")
+        raise ValueError(f"the base URL must not have a query or a fragment: {_shown(url)}")
     match parts.scheme:
         case "unix":
             return _unix_address(url, parts)
         case "http" | "https":
             return _http_address(url, parts)
         case _:
-            raise ValueError(f"the base URL must be http://, https://, unix:///path or local, not {url!r}")
+            raise ValueError(f"the base URL must be http://, https://, unix:///path or local, not {_shown(url)}")
 
 
 def _unix_address(url: str, parts: SplitResult) -> Address:
     path = unquote(parts.path)
     if parts.netloc or not path.startswith("/") or path == "/" or "\0" in path:
         raise ValueError(
-            f"a socket's URL is unix:// and an absolute path, as in unix:///run/cwsandbox.sock, not {url!r}"
+            f"a socket's URL is unix:// and an absolute path, as in unix:///run/cwsandbox.sock, not {_shown(url)}"
         )
     if len(os.fsencode(path)) > _SUN_PATH_BYTES:
         raise ValueError(f"a socket's path has at most {_SUN_PATH_BYTES} bytes: {path!r}")
@@ -150,13 +149,18 @@ def _unix_address(url: str, parts: SplitResult) -> Address:
 
 def _http_address(url: str, parts: SplitResult) -> Address:
     if not parts.hostname or re.search(r"\s", parts.hostname):
-        raise ValueError(f"the base URL has no host: {url!r}")
+        raise ValueError(f"the base URL has no host: {_shown(url)}")
     if parts.path not in {"", "/"}:
-        raise ValueError(f"the base URL must not have a path: {url!r}")
+        raise ValueError(f"the base URL must not have a path: {_shown(url)}")
     try:
         port = parts.port
     except ValueError:
-        raise ValueError(f"the base URL has a bad port: {url!r}") from None
+        raise ValueError(f"the base URL has a bad port: {_shown(url)}") from None
     host = f"[{parts.hostname}]" if ":" in parts.hostname else parts.hostname
     suffix = "" if port in {None, _DEFAULT_PORTS[parts.scheme]} else f":{port}"
     return Address(AddressKind.HTTP, url=f"{parts.scheme}://{host}{suffix}")
+
+
+def _shown(url: str) -> str:
+    """A URL for a message. A mistyped one may hold a key or a password where this package does not look for it."""
+    return "(not shown: it may hold a secret)" if {"@", "?", "#"} & set(url) else repr(url)

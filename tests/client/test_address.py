@@ -86,6 +86,23 @@ def test_a_url_that_cannot_be_read_is_not_repeated_as_pythons_own_message_does()
     assert caught.value.__suppress_context__
 
 
+@pytest.mark.parametrize(
+    "url",
+    [
+        "https://me:hun/ter2@a.example",
+        "https://a.example?key=hunter2",
+        "https://a.example#hunter2",
+        "https//me:hunter2@a.example",
+        "unix://me:hunter2@/x",
+        "ftp://a.example/?key=hunter2",
+    ],
+)
+def test_a_mistyped_url_is_not_repeated_if_it_may_hold_a_secret(url: str) -> None:
+    with pytest.raises(ValueError, match=r"the base URL|a socket's URL") as caught:
+        resolve_address(url, env={})
+    assert "ter2" not in str(caught.value)
+
+
 def test_the_hosted_service_is_an_error_that_names_both_ways_out() -> None:
     with pytest.raises(CWSandboxError) as caught:
         resolve_address(env={"CWSANDBOX_API_KEY": "secret"})
