@@ -50,8 +50,10 @@ async def _soak(soak: Soak, arguments: argparse.Namespace, folder: Path, wire: R
 
 
 async def _kill_gateways(folder: Path, seconds: float) -> None:
+    """Kill those that serve: one that is killed while it starts is an error of whoever started it, a stop for one."""
     while True:
         await anyio.sleep(random.expovariate(1 / seconds))
+        await Sandbox.list(base_url="local")
         for pid in await anyio.to_thread.run_sync(gateway_processes, folder):
             with suppress(ProcessLookupError):
                 os.kill(pid, signal.SIGKILL)
