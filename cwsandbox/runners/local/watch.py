@@ -177,9 +177,10 @@ class _Watcher:
             events.append(["modified", path, is_folder, None])
 
     def _forget_below(self, path: str) -> None:
-        """A folder was moved to where nobody looks."""
+        """A folder was moved to where nobody looks: what is reported of it from now on has other paths."""
         for watch, known in list(self._paths.items()):
             if known == path or known.startswith(f"{path}/"):
+                del self._paths[watch]
                 _libc.inotify_rm_watch(ctypes.c_int(self._fd), ctypes.c_int(watch))
 
 
